@@ -1,0 +1,1 @@
+"""Small licence-clean data the quickstart needs; see LICENSES.md."""

@@ -1,0 +1,177 @@
+"""The console script `gptjax`: train, chat, report, env.
+
+Nothing heavy is imported before a command runs, so that `gptjax --help` answers at once.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from gptjax.errors import UserError
+
+_TRAIN = """gptjax train EXPERIMENT [--name NAME] [--runs DIR] [--print-config] [--KEY VALUE ...]
+
+Runs an experiment file; the same command again resumes it.
+
+  EXPERIMENT       a Python file with config(), such as experiments/quickstart.py
+  --name NAME      the run's name (default: the experiment file's)
+  --runs DIR       the folder of all runs (default: runs)
+  --print-config   print the resulting configuration as JSON and stop
+  --KEY VALUE      set a key of the configuration: --optimizer.learning-rate 3e-4
+
+gptjax train EXPERIMENT --help lists the experiment's keys."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns 0, 2 for bad settings, 65 for bad data, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments[:1] == ["train"]:
+            return _train(arguments[1:])
+        options = _parser().parse_args(arguments)
+        return options.command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gptjax", description="The road from GPT to ChatGPT in JAX.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # `train` has its own parser, because the keys it takes are those of the experiment.
+    commands.add_parser("train", help="run an experiment file, or resume it")
+
+    chat = commands.add_parser("chat", help="talk to a trained model in the terminal")
+    chat.add_argument("run", type=Path, help="the run's folder, such as runs/quickstart")
+    chat.add_argument("--temperature", help="0 takes the likeliest token")
+    chat.add_argument("--top-k", help="sample among the k likeliest tokens; 0 for all")
+    chat.add_argument("--top-p", help="sample among the likeliest tokens that hold this probability")
+    chat.add_argument("--max-new-tokens", help="the longest reply")
+    chat.add_argument("--seed", help="of the first reply; each reply adds one")
+    chat.add_argument("--system", help="a system message")
+    chat.set_defaults(command=_chat)
+
+    report = commands.add_parser("report", help="write report.md and report.html of one or more runs")
+    report.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first gets the report"
+    )
+    report.set_defaults(command=_report)
+
+    env = commands.add_parser("env", help="print versions and devices, to paste into a bug report")
+    env.add_argument("--json", action="store_true", help="print JSON")
+    env.set_defaults(command=_env)
+    return parser
+
+
+def _train(arguments: list[str]) -> int:
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print(_TRAIN)
+        return 0 if arguments else 2
+    experiment, *rest = arguments
+    parser = argparse.ArgumentParser(prog="gptjax train EXPERIMENT", add_help=False, allow_abbrev=False)
+    parser.add_argument("--name")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    options, overrides = parser.parse_known_args(rest)
+
+    from gptjax.config import experiment_docstring, load_experiment, to_json
+    from gptjax.overrides import describe, override
+
+    config = load_experiment(experiment)
+    if options.help:
+        print(f"{experiment_docstring(experiment)}\n\n{_TRAIN}\n\nKeys of {experiment}:\n{describe(config)}")
+        return 0
+    config = override(config, overrides, file=experiment)
+    if options.print_config:
+        import json
+
+        print(json.dumps(to_json(config), indent=2))
+        return 0
+    return _run(config, options.runs / (options.name or Path(experiment).stem))
+
+
+def _run(config: object, folder: Path) -> int:
+    from gptjax.config import ConfigError
+    from gptjax.environment import run_header
+
+    module = importlib.import_module(type(config).__module__)
+    if not hasattr(module, "run"):
+        name = type(config).__name__
+        raise ConfigError(
+            f"{name} is not a stage's configuration: {module.__name__} has no run(config, folder)"
+        )
+    use_compilation_cache()
+    print(run_header(), flush=True)
+    print(f"run folder {folder}", flush=True)
+    module.run(config, folder)
+    return 0
+
+
+def use_compilation_cache() -> Path:
+    """Keeps compiled programs in `$JAX_COMPILATION_CACHE_DIR` or `~/.cache/gptjax/jax` for the next start."""
+    import jax
+
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/gptjax/jax")
+    # Whoever can write here can make us run their machine code.
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from gptjax.serving.terminal import Settings, chat
+
+    settings = Settings()
+    for name in ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "system"):
+        if getattr(options, name) is not None:
+            settings = settings.set(name, getattr(options, name))
+    _check_folder(options.run)
+    from gptjax.generation.engine import load_engine
+
+    use_compilation_cache()
+    chat(load_engine(options.run), settings)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from gptjax.evaluation.report import write_report
+
+    for run in options.runs:
+        _check_folder(run)
+    print(write_report(options.runs))
+    return 0
+
+
+def _env(options: argparse.Namespace) -> int:
+    from gptjax.environment import describe_environment, environment_text
+
+    if options.json:
+        import json
+
+        print(json.dumps(describe_environment(), indent=2))
+    else:
+        print(environment_text())
+    return 0
+
+
+def _check_folder(folder: Path) -> None:
+    from gptjax.config import ConfigError, nearest
+
+    if (folder / "config.json").exists():
+        return
+    runs = [str(found.parent) for found in folder.parent.glob("*/config.json")]
+    known = (
+        f"the nearest is {nearest(str(folder), runs)}" if runs else "train one with ./launch.sh quickstart"
+    )
+    raise ConfigError(f"there is no run in {folder}: {known}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

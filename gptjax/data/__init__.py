@@ -1,0 +1,1 @@
+"""Text, dialogues and human judgements, from files to the arrays a stage trains on."""

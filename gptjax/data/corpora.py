@@ -1,0 +1,139 @@
+"""Documents to pretrain on: the bundled corpora by name, a user's files by path."""
+
+import importlib
+import lzma
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from gptjax.data import ratings
+from gptjax.data.files import (
+    Split,
+    bucket,
+    check_split,
+    is_utf8,
+    read_bytes,
+    read_jsonl,
+    source_files,
+    unknown_source,
+)
+from gptjax.data.quality import BadRows, DataError
+
+HELD_OUT = 20  # one in twenty
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and where it came from: "shakespeare/hamlet", or a file's path."""
+
+    text: str
+    source: str
+
+
+def cut(text: str) -> tuple[str, str]:
+    """`text` cut after a line so that the second part is its last 5 %, or the least above."""
+    newline = text.rfind("\n", 0, len(text) - math.ceil(len(text) / HELD_OUT))
+    return text[: newline + 1], text[newline + 1 :]
+
+
+def shakespeare(split: Split) -> list[Document]:
+    """The 42 works; held out is the end of each."""
+    packed = (resources.files("gptjax.assets") / "shakespeare.txt.xz").read_bytes()
+    works = lzma.decompress(packed).decode("utf-8").split("\x1e")
+    documents = []
+    for work in works:
+        name, text = work.split("\n", 1)
+        documents.append(Document(cut(text)[split == "heldout"], f"shakespeare/{name}"))
+    return documents
+
+
+def pydoc(split: Split) -> list[Document]:
+    """The language reference that every Python carries; held out is every 20th topic by name."""
+    topics = importlib.import_module("pydoc_data.topics").topics
+    return [
+        Document(topics[name], f"pydoc/{name}")
+        for index, name in enumerate(sorted(topics))
+        if (index % HELD_OUT == 0) == (split == "heldout")
+    ]
+
+
+def rated_texts(split: Split) -> list[Document]:
+    """The texts of the human ratings, split as the ratings are."""
+    texts = ratings.split_ratings(ratings.load_ratings())[split == "heldout"]
+    return [Document(text.text, f"ratings/{text.source}") for text in texts]
+
+
+BUNDLED = {"shakespeare": shakespeare, "pydoc": pydoc, "ratings": rated_texts}
+
+
+def read_documents(
+    name_or_path: str | Path, *, split: Split = "train", bad_rows: BadRows | None = None
+) -> list[Document]:
+    """The documents of one split of a bundled corpus or of a user's files.
+
+    Files: `.txt` (a document a file), `.jsonl` (a document a row, field `text`), either with `.gz`, or a
+    directory of such. Held out are the documents whose sha256 is 0 mod 20; where there is one document
+    only, its last 5 % from the start of a line.
+
+    Raises DataError for an unknown name, for a split without a document and for more than 0.1 % bad rows.
+    """
+    check_split(split)
+    if str(name_or_path) in BUNDLED:
+        return BUNDLED[str(name_or_path)](split)
+    if not Path(name_or_path).exists():
+        raise DataError(unknown_source(name_or_path, BUNDLED))
+    bad_rows = BadRows() if bad_rows is None else bad_rows
+    documents = []
+    for file in source_files(name_or_path, (".txt", ".jsonl")):
+        read = rows_of_jsonl if file.name.removesuffix(".gz").endswith(".jsonl") else text_file
+        documents += read(file, bad_rows)
+    bad_rows.check()
+    return split_documents(documents, split, name_or_path)
+
+
+def split_documents(documents: list[Document], split: Split, name: str | Path) -> list[Document]:
+    """The train or the held-out part of a user's documents; DataError when it is empty."""
+    if len(documents) == 1:
+        part = cut(documents[0].text)[split == "heldout"]
+        chosen = [Document(part, documents[0].source)] if part else []
+    else:
+        chosen = [d for d in documents if (bucket(d.text, HELD_OUT) == 0) == (split == "heldout")]
+    if not chosen:
+        raise DataError(f"{name} has no {split} document among its {len(documents)}: add more text")
+    return chosen
+
+
+def text_file(file: Path, bad_rows: BadRows) -> list[Document]:
+    """The one document of a text file, or none when it is bad."""
+    try:
+        text = read_bytes(file).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        bad_rows.add("not UTF-8", file, error.object[: error.start].count(b"\n") + 1)
+        return []
+    return checked_document(text, file, 1, bad_rows)
+
+
+def rows_of_jsonl(file: Path, bad_rows: BadRows) -> list[Document]:
+    """A document for each good row of a JSONL file."""
+    documents = []
+    for line, row in read_jsonl(file, bad_rows):
+        if "text" not in row:
+            bad_rows.add("missing field", file, line)
+        elif not isinstance(row["text"], str):
+            bad_rows.add("malformed field", file, line)
+        else:
+            documents += checked_document(row["text"], file, line, bad_rows)
+    return documents
+
+
+def checked_document(text: str, file: Path, line: int, bad_rows: BadRows) -> list[Document]:
+    """The document of a text that is neither empty nor without a UTF-8 form (JSON can spell half a pair)."""
+    if not text.strip():
+        bad_rows.add("empty text", file, line)
+    elif not is_utf8(text):
+        bad_rows.add("not UTF-8", file, line)
+    else:
+        bad_rows.good()
+        return [Document(text, str(file))]
+    return []

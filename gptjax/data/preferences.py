@@ -1,0 +1,201 @@
+"""Human preferences: several replies to one prompt, scored so that more is better."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gptjax.data.chat import Messages, fault_of_messages, render_prompt
+from gptjax.data.files import is_utf8, read_jsonl, source_files
+from gptjax.data.quality import BadRows, DataError
+from gptjax.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class RankedReplies:
+    """A prompt and its K replies.
+
+    Attributes:
+        prompt: messages, the last by the user.
+        completions: K replies.
+        scores: K numbers, more is better; equal numbers are a tie, which no loss may order.
+    """
+
+    prompt: Messages
+    completions: list[str]
+    scores: list[float]
+
+
+class RankedArrays(NamedTuple):
+    """G prompts with K places each, L ids long.
+
+    Attributes:
+        tokens: [G, K, L] int32, ChatML prompt, completion and `<|im_end|>`, padded on the right.
+        lengths: [G, K] int32, number of ids; 0 where there is no completion.
+        scores: [G, K] float32, more is better; 0 where there is no completion.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    scores: np.ndarray
+
+
+def read_preferences(path: str | Path, bad_rows: BadRows | None = None) -> list[RankedReplies]:
+    """The preferences of JSONL files: `prompt/chosen/rejected` or `prompt/completions/ranking`.
+
+    `prompt` is a string (one user message) or a list of messages that ends with the user's. `ranking` holds
+    a number for each completion, LOWER is better (rank 1 beats rank 2) and equal numbers tie.
+
+    Raises DataError when there is no such file and for more than 0.1 % bad rows.
+    """
+    bad_rows = BadRows() if bad_rows is None else bad_rows
+    groups = []
+    for file in source_files(path, (".jsonl",)):
+        for line, row in read_jsonl(file, bad_rows):
+            kind = fault_of_preference(row)
+            if kind:
+                bad_rows.add(kind, file, line)
+            else:
+                bad_rows.good()
+                groups.append(ranked_row(row))
+    bad_rows.check()
+    return groups
+
+
+def ranked_row(row: dict) -> RankedReplies:
+    """The ranked replies of a sound row."""
+    if "chosen" in row:
+        completions, scores = [row["chosen"], row["rejected"]], [1.0, 0.0]
+    else:
+        completions, scores = row["completions"], [-float(rank) for rank in row["ranking"]]
+    return RankedReplies(messages_of(row["prompt"]), completions, scores)
+
+
+def messages_of(prompt: str | Messages) -> Messages:
+    """A prompt as messages."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def fault_of_preference(row: dict) -> str:
+    """The kind of the first fault of a row, "" when it is sound."""
+    pair = "chosen" in row or "rejected" in row
+    fields = ("prompt", "chosen", "rejected") if pair else ("prompt", "completions", "ranking")
+    if not all(field in row for field in fields):
+        return "missing field"
+    prompt = messages_of(row["prompt"])
+    kind = fault_of_messages(prompt)
+    if kind:
+        return kind
+    if not prompt or prompt[-1]["role"] != "user":
+        return "unknown role"
+    completions = [row["chosen"], row["rejected"]] if pair else row["completions"]
+    if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
+        return "malformed field"
+    if not all(text.strip() for text in completions):
+        return "empty text"
+    if not all(is_utf8(text) for text in completions):
+        return "not UTF-8"
+    return "" if pair else fault_of_ranking(row["ranking"], len(completions))
+
+
+def fault_of_ranking(ranking, count: int) -> str:
+    """The fault of a ranking, "" when it has a finite number for each of `count` >= 2 completions."""
+    numbers = isinstance(ranking, list) and all(
+        type(rank) in (int, float) and np.isfinite(rank) for rank in ranking
+    )
+    return "" if numbers and len(ranking) == count >= 2 else "malformed field"
+
+
+def encode_ranked(
+    groups: Sequence[RankedReplies],
+    tokenizer: Tokenizer,
+    context_length: int,
+    k_max: int,
+    bad_rows: BadRows | None = None,
+    source: str = "ranked replies",
+) -> RankedArrays:
+    """Encodes G groups into arrays [G, k_max, context_length].
+
+    A completion that doesn't fit the context with its prompt is left out and counted as a bad row at
+    `source`, line = number of its group from 1; a group with fewer than two completions left is left out.
+
+    Raises DataError when a group has more than `k_max` completions and for more than 0.1 % bad rows.
+    """
+    bad_rows = BadRows() if bad_rows is None else bad_rows
+    tokens = np.full((len(groups), k_max, context_length), tokenizer.pad_id, np.int32)
+    lengths = np.zeros((len(groups), k_max), np.int32)
+    scores = np.zeros((len(groups), k_max), np.float32)
+    for g, group in enumerate(groups):
+        if len(group.completions) > k_max:
+            count = len(group.completions)
+            raise DataError(f"{source}:{g + 1} has {count} completions: raise k_max, which is {k_max}")
+        prompt = render_prompt(group.prompt, tokenizer)
+        for k, completion in enumerate(group.completions):
+            ids = [*prompt, *tokenizer.encode(completion), tokenizer.im_end_id]
+            if len(ids) > context_length:
+                bad_rows.add("longer than the context", source, g + 1)
+                continue
+            bad_rows.good()
+            tokens[g, k, : len(ids)], lengths[g, k], scores[g, k] = ids, len(ids), group.scores[k]
+    bad_rows.check()
+    kept = (lengths > 0).sum(axis=1) >= 2
+    return RankedArrays(tokens[kept], lengths[kept], scores[kept])
+
+
+def pack_ranked(
+    arrays: RankedArrays, index: np.ndarray, length: int, rows: int | None = None, parts: int = 1
+) -> dict[str, np.ndarray]:
+    """The completions of some prompts packed into rows, and where each one ends.
+
+    Completions share rows as segments that do not see each other, first-fit with the longest first. With
+    `parts` the batch can be cut into `parts` micro-batches by taking every `parts`-th prompt and row:
+    prompt i's completions lie in rows r with r = i (mod parts), and `end_row` counts within them.
+
+    Args:
+        arrays: from `encode_ranked`.
+        index: [G'] which prompts, a multiple of `parts`.
+        length: ids in a row.
+        rows: rows in the batch, a multiple of `parts`; None takes as many as are needed.
+        parts: micro-batches.
+
+    Returns:
+        tokens, segment_ids, positions [rows, length] int32; end_row, end_column [G', K] int32, the place of
+        each completion's last id; scores [G', K] float32; valid [G', K] bool.
+
+    Raises:
+        ValueError: the completions do not fit into `rows`.
+    """
+    lengths = arrays.lengths[index]
+    packed = [_first_fit(lengths[part::parts], length) for part in range(parts)]
+    needed = parts * max(count for _, _, count in packed)
+    rows = needed if rows is None else rows
+    if rows < needed:
+        raise ValueError(f"these completions need {needed} rows of {length} ids, but {rows} were given")
+    batch = {name: np.zeros((rows, length), np.int32) for name in ("tokens", "segment_ids", "positions")}
+    end_row, end_column = np.zeros(lengths.shape, np.int32), np.zeros(lengths.shape, np.int32)
+    for part, (row, start, _) in enumerate(packed):
+        own = lengths[part::parts]
+        for g, k in zip(*np.nonzero(own), strict=True):
+            size, first = own[g, k], start[g, k]
+            place = (row[g, k] * parts + part, slice(first, first + size))
+            batch["tokens"][place] = arrays.tokens[index[part + g * parts], k, :size]
+            batch["segment_ids"][place] = 1 + g * own.shape[1] + k
+            batch["positions"][place] = np.arange(size)
+        end_row[part::parts], end_column[part::parts] = row, np.maximum(start + own - 1, 0)
+    ends = {"end_row": end_row, "end_column": end_column}
+    return batch | ends | {"scores": arrays.scores[index], "valid": lengths > 0}
+
+
+def _first_fit(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Row and first column of each item `[G, K]`, and the number of rows used; a length of 0 takes no room."""
+    row, start = np.zeros(lengths.shape, np.int32), np.zeros(lengths.shape, np.int32)
+    room = np.full(lengths.size, row_length)
+    for flat in np.argsort(-lengths, axis=None, kind="stable"):
+        place = np.unravel_index(flat, lengths.shape)
+        if lengths[place]:
+            row[place] = np.argmax(room >= lengths[place])
+            start[place] = row_length - room[row[place]]
+            room[row[place]] -= lengths[place]
+    return row, start, int((room < row_length).sum())

@@ -1,0 +1,70 @@
+"""Bad rows: counted by kind, shown, and fatal when there are too many."""
+
+from collections import Counter
+from pathlib import Path
+
+from gptjax.errors import UserError
+
+KINDS = (
+    "not UTF-8",
+    "not JSON",
+    "missing field",
+    "malformed field",
+    "empty text",
+    "unknown role",
+    "no reply",
+    "longer than the context",
+)
+
+
+class DataError(UserError):
+    """Data that can't be used: the message names the file, the line and the remedy."""
+
+    exit_code = 65
+
+
+class BadRows:
+    """The rows of a source that had to be left out, by kind, with the first five places.
+
+    One object may be handed through several readers; its counts add up.
+    """
+
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self.good_rows = 0
+        self.first: list[tuple[str, str, int]] = []
+
+    @property
+    def bad_rows(self) -> int:
+        """Number of bad rows of every kind."""
+        return self.counts.total()
+
+    def add(self, kind: str, file: str | Path, line: int) -> None:
+        """Counts one bad row of `kind` (one of KINDS) at `file`, `line` (from 1).
+
+        Raises ValueError for a kind that is not in KINDS.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of bad row {kind!r}: use one of {', '.join(KINDS)}")
+        self.counts[kind] += 1
+        if len(self.first) < 5:
+            self.first.append((kind, str(file), line))
+
+    def good(self) -> None:
+        """Counts one row that was used."""
+        self.good_rows += 1
+
+    def check(self, limit: float = 0.001) -> None:
+        """Raises DataError, naming the first five bad rows, when bad / (bad + good) exceeds `limit`."""
+        if self.bad_rows > limit * (self.bad_rows + self.good_rows):
+            places = "; ".join(f"{file}:{line} ({kind})" for kind, file, line in self.first)
+            raise DataError(
+                f"{self.summary()}, more than the {limit:.1%} that is tolerated: mend or remove them. "
+                f"The first: {places}"
+            )
+
+    def summary(self) -> str:
+        """One line: how many rows of how many are bad, and of which kinds."""
+        total = self.bad_rows + self.good_rows
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items()))
+        return f"{self.bad_rows} of {total} rows are bad" + (f" ({kinds})" if kinds else "")

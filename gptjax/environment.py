@@ -1,0 +1,132 @@
+"""What a run stands on: Python, packages, devices, the git revision; and whether an accelerator lies idle."""
+
+import glob
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+_PACKAGES = (
+    "gptjax jax jaxlib jax-cuda12-plugin jax-cuda13-plugin libtpu flax optax orbax-checkpoint grain "
+    "sentencepiece pydantic numpy"
+).split()
+# PCI device numbers of TPU chips (vendor 0x1ae0, Google), v2 to v7; Google's network cards share the vendor.
+_TPU_CHIPS = {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
+
+
+def describe_environment() -> dict:
+    """Facts about the machine and the program, as JSON values; `packages` maps names to versions.
+
+    Holds neither the host's name nor environment variables, so that it can be pasted anywhere.
+    """
+    import jax
+
+    devices = jax.devices()
+    kinds = sorted({device.device_kind for device in devices})
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "devices": f"{len(devices)} x {', '.join(kinds)}",
+        "processes": jax.process_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
+        "git": git_revision(),
+        "warnings": warnings(jax.default_backend(), accelerators_present(), installed_packages()),
+        "packages": installed_packages(),
+    }
+
+
+def run_header() -> str:
+    """Backend, devices and versions in a few lines, with a WARNING when an accelerator lies idle."""
+    facts = describe_environment()
+    packages = facts["packages"]
+    versions = "  ".join(f"{name} {packages[name]}" for name in ("jax", "flax", "optax") if name in packages)
+    lines = [
+        f"gptjax {packages.get('gptjax', '(not installed)')}  revision {facts['git']}",
+        f"backend {facts['backend']}  devices {facts['devices']}  cores {facts['cores']}"
+        f"  memory {facts['memory_gib']} GiB",
+        f"python {facts['python']}  {versions}",
+    ]
+    return "\n".join(lines + [f"WARNING: {warning}" for warning in facts["warnings"]])
+
+
+def environment_text() -> str:
+    """All facts, one a line, to paste into a bug report."""
+    facts = describe_environment()
+    lines = [f"{name}: {value}" for name, value in facts.items() if name not in ("packages", "warnings")]
+    lines += [f"{name}=={version}" for name, version in facts["packages"].items()]
+    return "\n".join(lines + [f"WARNING: {warning}" for warning in facts["warnings"]])
+
+
+def installed_packages() -> dict[str, str]:
+    """Versions of the packages that matter, as far as they are installed."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_revision() -> str:
+    """The commit of the source tree, with `+changes` when tracked files differ from it."""
+    source = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        answer = subprocess.run(["git", "-C", source, *arguments], capture_output=True, text=True, timeout=10)
+        return answer.stdout.strip() if answer.returncode == 0 else ""
+
+    try:
+        tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
+        revision = git("rev-parse", "--short=12", "HEAD") if tracked else ""
+        changed = bool(revision) and bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown: git did not answer"
+    return revision + ("+changes" if changed else "") if revision else "not a git checkout"
+
+
+def accelerators_present(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Names of the accelerator families this machine shows, whether JAX uses them or not."""
+    found = []
+    if (root / "dev/nvidia0").exists() or (root / "proc/driver/nvidia/version").exists():
+        found.append("NVIDIA GPU")
+    chips = {
+        (folder / "device").read_text().strip()
+        for folder in (root / "sys/bus/pci/devices").glob("*")
+        if (folder / "vendor").exists() and (folder / "vendor").read_text().strip() == "0x1ae0"
+    }
+    if glob.glob(str(root / "dev/accel[0-9]*")) or chips & _TPU_CHIPS or environ.get("TPU_NAME"):
+        found.append("TPU")
+    return found
+
+
+def warnings(backend: str, present: list[str], packages: Mapping[str, str]) -> list[str]:
+    """One sentence with its remedy for every accelerator that lies idle or version that does not fit."""
+    sentences = []
+    for plugin in ("jax-cuda12-plugin", "jax-cuda13-plugin"):
+        if plugin in packages and packages[plugin] != packages.get("jaxlib"):
+            extra = plugin.split("-")[1]
+            sentences.append(
+                f"{plugin} {packages[plugin]} does not fit jaxlib {packages.get('jaxlib')}, so JAX ignores the GPU:"
+                f" install both together with ACCELERATOR={extra} ./launch.sh quickstart"
+            )
+    if backend != "cpu":
+        return sentences
+    forced = os.environ.get("JAX_PLATFORMS")
+    for name in present:
+        extra = "tpu" if name == "TPU" else "cuda12"
+        remedy = f"run ACCELERATOR={extra} ./launch.sh quickstart to install JAX for it"
+        if forced:
+            remedy = f"JAX_PLATFORMS={forced} is set: unset it to use the {name}"
+        sentences.append(f"this machine has a {name}, but JAX runs on the CPU: {remedy}")
+    return sentences
+
+
+def _memory_gib() -> float:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)

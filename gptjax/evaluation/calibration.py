@@ -1,0 +1,111 @@
+"""What a reward model is worth: accuracy on pairs, calibration, and two baselines beside it.
+
+Legend: G groups (prompts), K completions of a group, P pairs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Ordered pairs of completions of the same prompt.
+
+    Attributes:
+        group: int `[P]`, the prompt's row.
+        better, worse: int `[P]`, columns of the completion the humans put first and of the other.
+        gap: float `[P]`, by how much the human scores differ.
+    """
+
+    group: np.ndarray
+    better: np.ndarray
+    worse: np.ndarray
+    gap: np.ndarray
+
+    def difference(self, values_GxK: np.ndarray) -> np.ndarray:
+        """Value of the better completion minus that of the worse, `[P]`."""
+        return values_GxK[self.group, self.better] - values_GxK[self.group, self.worse]
+
+
+def make_pairs(scores_GxK: np.ndarray, valid_GxK: np.ndarray, min_gap: float = 0.0) -> Pairs:
+    """Every pair of a prompt whose human scores differ by more than 0 and at least `min_gap`."""
+    gap = scores_GxK[:, :, None] - scores_GxK[:, None, :]
+    both = valid_GxK[:, :, None] & valid_GxK[:, None, :]
+    group, better, worse = np.nonzero(both & (gap > 0) & (gap >= min_gap))
+    return Pairs(group, better, worse, gap[group, better, worse])
+
+
+def pair_accuracy(values_GxK: np.ndarray, pairs: Pairs) -> float:
+    """Share of pairs in which the better completion has the higher value; an equal value counts half."""
+    difference = pairs.difference(values_GxK)
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+
+
+def reliability(probability_P: np.ndarray, correct_P: np.ndarray, bins: int = 10) -> list[dict]:
+    """Mean confidence and accuracy in equal-width bins of the confidence in [0.5, 1].
+
+    Args:
+        probability_P: predicted probability of the completion the model prefers, `[P]`.
+        correct_P: whether the humans prefer it too.
+        bins: number of bins; empty ones are left out.
+
+    Returns:
+        rows {"confidence", "accuracy", "count"}.
+    """
+    edges = np.linspace(0.5, 1.0, bins + 1)
+    which = np.clip(np.digitize(probability_P, edges) - 1, 0, bins - 1)
+    return [
+        {
+            "confidence": float(probability_P[which == b].mean()),
+            "accuracy": float(correct_P[which == b].mean()),
+            "count": int((which == b).sum()),
+        }
+        for b in range(bins)
+        if (which == b).any()
+    ]
+
+
+def expected_calibration_error(table: list[dict]) -> float:
+    """`sum over bins of count / total * |accuracy - confidence|` (Naeini et al. 2015)."""
+    total = sum(row["count"] for row in table)
+    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / total
+
+
+def confidence(difference_P: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Probability the model gives to the completion it prefers, and whether the humans agree: `[P]`, `[P]`."""
+    probability = 1 / (1 + np.exp(-np.abs(difference_P) / temperature))
+    return probability, difference_P > 0
+
+
+def fit_temperature(difference_P: np.ndarray) -> float:
+    """The T that minimises `mean log(1 + exp(-difference / T))` (Guo et al. 2017).
+
+    Args:
+        difference_P: reward of the better completion minus that of the worse, on pairs not used for testing.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_t):
+        return float(np.mean(np.logaddexp(0.0, -difference_P / np.exp(log_t))))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded").x))
+
+
+def bag_of_words_scores(train_texts: list[str], train_means: list[float], texts: list[str]) -> np.ndarray:
+    """A linear baseline: ridge regression of the mean rating on counts of words and word pairs.
+
+    Args:
+        train_texts, train_means: rated texts of the training split.
+        texts: texts to score.
+
+    Returns:
+        float `[len(texts)]`.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+
+    words = CountVectorizer(ngram_range=(1, 2), min_df=2, binary=True, token_pattern=r"[\w']+|[!?:;()]+")
+    model = make_pipeline(words, Ridge(alpha=10.0))
+    return model.fit(train_texts, train_means).predict(texts)

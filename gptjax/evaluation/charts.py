@@ -1,0 +1,104 @@
+"""Drawings for the report, as SVG text."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+from gptjax.config import ConfigError
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+Series = Sequence[tuple[float, float]]
+
+
+def curves(panels: Mapping[str, Mapping[str, Series]]) -> str:
+    """A grid of panels, three a row; each maps a label to its (step, value) points."""
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure(3.6 * columns, 2.5 * rows)
+    for i, (name, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for colour, (label, points) in zip(_COLOURS * len(lines), lines.items(), strict=False):
+            steps, values = zip(*points, strict=True)
+            axes.plot(
+                steps,
+                values,
+                color=colour,
+                linewidth=1.3,
+                label=label,
+                marker="." if len(steps) < 8 else None,
+            )
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        if len(lines) > 1:
+            axes.legend(fontsize=7, frameon=False)
+        _plain(axes)
+    return _svg(figure)
+
+
+def reliability(bins: Sequence[Mapping[str, float]]) -> str:
+    """Accuracy against confidence, a point a bin, its area the number of pairs in it."""
+    figure = _figure(4.6, 4.2)
+    axes = figure.add_subplot()
+    filled = [entry for entry in bins if entry["count"]]
+    most = max((entry["count"] for entry in filled), default=1)
+    axes.plot([0, 1], [0, 1], color="#888", linewidth=1, linestyle="--", label="perfectly calibrated")
+    axes.plot(
+        [entry["confidence"] for entry in filled],
+        [entry["accuracy"] for entry in filled],
+        color=_COLOURS[0],
+        linewidth=1.2,
+        label="held-out pairs",
+    )
+    for entry in filled:
+        size = 15 + 160 * entry["count"] / most
+        axes.scatter(entry["confidence"], entry["accuracy"], s=size, color=_COLOURS[0], alpha=0.6)
+    low = min([0.5, *(min(entry["confidence"], entry["accuracy"]) for entry in filled)])
+    axes.set(xlim=(low - 0.03, 1.03), ylim=(low - 0.03, 1.03))
+    axes.set_xlabel("confidence in the higher-scored text", fontsize=9)
+    axes.set_ylabel("how often humans agree", fontsize=9)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    _plain(axes)
+    return _svg(figure)
+
+
+def reward_against_kl(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Reward against the square root of the KL divergence to the reference, a line a run."""
+    figure = _figure(4.8, 3.6)
+    axes = figure.add_subplot()
+    for colour, (label, points) in zip(_COLOURS * len(lines), lines.items(), strict=False):
+        # An estimate from samples can come out a little below 0.
+        roots = [math.sqrt(max(point["kl"], 0.0)) for point in points]
+        axes.plot(roots, [point["score"] for point in points], ".-", color=colour, linewidth=1, label=label)
+    axes.set_xlabel("square root of the KL divergence to the reference (nats)", fontsize=9)
+    axes.set_ylabel("reward", fontsize=9)
+    if len(lines) > 1:
+        axes.legend(fontsize=8, frameon=False)
+    _plain(axes)
+    return _svg(figure)
+
+
+def _figure(width: float, height: float):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "the report needs matplotlib: install it with pip install 'gptjax[report]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _plain(axes) -> None:
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _svg(figure) -> str:
+    import matplotlib
+
+    text = io.StringIO()
+    # A fixed salt and no date: the same numbers give the same file.
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "gptjax"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

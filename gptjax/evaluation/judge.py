@@ -1,0 +1,28 @@
+"""Judging samples by something no stage was trained on: a sentiment lexicon, and how varied the text is."""
+
+from collections.abc import Sequence
+
+
+def lexicon_scores(texts: Sequence[str]) -> list[float]:
+    """The compound score of the VADER lexicon in [-1, 1], one per text (Hutto and Gilbert 2014).
+
+    The lexicon and its rules come from PyPI `vaderSentiment`; no stage reads them.
+    """
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+    return [analyzer.polarity_scores(text)["compound"] for text in texts]
+
+
+def distinct_n(texts: Sequence[str], n: int = 2) -> float:
+    """Different word n-grams of all texts over all their n-grams (Li et al. 2016); 0 without any."""
+    grams = []
+    for text in texts:
+        words = text.lower().split()
+        grams += zip(*(words[i:] for i in range(n)), strict=False)
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def on_topic(reply: str, keywords: Sequence[str]) -> bool:
+    """Whether the reply contains one of the keywords, whatever its case."""
+    return any(keyword in reply.lower() for keyword in keywords)

@@ -1,0 +1,292 @@
+"""The report of one or more runs: `report.md` and a self-contained `report.html`."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from gptjax.config import ConfigError
+from gptjax.evaluation import charts
+from gptjax.evaluation.document import (
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    text_table,
+    write_html,
+    write_markdown,
+)
+from gptjax.training.metrics import read_metrics
+
+# The order of the road; other stages follow by name.
+_STAGES = ("pretrain", "finetune", "reward", "ppo", "ppo_without_ptx")
+_FAMILIES = ("loss", "bits_per_byte", "accuracy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run folder holds.
+
+    Attributes:
+      folder: the run folder.
+      results: `results.json`; empty for a run of one stage.
+      metrics: stage -> rows of its `metrics.jsonl`.
+      done: stage -> its summary; a stage that has not finished is absent.
+      environment: facts of the latest start, from `environment.txt`.
+    """
+
+    folder: Path
+    results: dict
+    metrics: dict[str, list[dict]]
+    done: dict[str, dict]
+    environment: dict[str, str]
+
+
+def write_report(run_folders: Sequence[str | Path]) -> Path:
+    """Writes `report.md`, `figures/` and `report.html` into the first folder; returns the path of the latter.
+
+    With several runs the tables and curves show all of them; samples and transcripts are the first run's.
+
+    Raises:
+      ConfigError: a folder holds no run, or matplotlib is not installed.
+    """
+    runs = [read_run(Path(folder)) for folder in run_folders]
+    first = runs[0]
+    names = ", ".join(run.folder.resolve().name for run in runs)
+    blocks = list(_blocks(runs))
+    write_markdown(first.folder / "report.md", f"gptjax report: {names}", blocks)
+    write_html(first.folder / "report.html", f"gptjax report: {names}", blocks)
+    return first.folder / "report.html"
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder: the whole road, or a single stage.
+
+    Raises:
+      ConfigError: the folder holds no run.
+    """
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"there is no run in {folder}: name a folder that gptjax train has made")
+    stages = {path.parent.name: path.parent for path in folder.glob("*/metrics.jsonl")}
+    if (folder / "metrics.jsonl").exists():
+        stages[folder.resolve().name] = folder
+    order = [name for name in _STAGES if name in stages] + sorted(set(stages) - set(_STAGES))
+    done = {name: stages[name] / "done.json" for name in order}
+    results = folder / "results.json"
+    return Run(
+        folder=folder,
+        results=_read_json(results) if results.exists() else {},
+        metrics={name: read_metrics(stages[name] / "metrics.jsonl") for name in order},
+        done={name: _read_json(path) for name, path in done.items() if path.exists()},
+        environment=_latest_environment(folder / "environment.txt"),
+    )
+
+
+def result_table(results: Mapping) -> str:
+    """The figures of `results.json` as a table for the terminal."""
+    header, rows = _figure_rows([results], ["value"])
+    return text_table(header, rows, numeric=frozenset({1}))
+
+
+def _blocks(runs: Sequence[Run]) -> Iterator[Block]:
+    first, names = runs[0], _names(runs)
+    yield from _what_was_run(runs, names)
+    if any(run.results.get("figures") for run in runs):
+        yield Heading("Results")
+        header, rows = _figure_rows([run.results for run in runs], ["value"] if len(runs) == 1 else names)
+        yield Table(header, rows, numeric=frozenset(range(1, len(runs) + 1)))
+    yield from _curves(runs, names)
+    if first.results.get("reliability"):
+        yield Heading("Is the reward model's confidence right?")
+        yield Paragraph(
+            "Held-out pairs, grouped by confidence; the larger the point, the more pairs it stands for."
+        )
+        picture = charts.reliability(first.results["reliability"])
+        yield Picture("reliability", picture, "accuracy against confidence of the reward model")
+        rows = [_cells(entry, ("confidence", "accuracy", "count")) for entry in first.results["reliability"]]
+        yield Table(("confidence", "accuracy", "pairs"), rows, numeric=frozenset({0, 1, 2}))
+    lines = {
+        name: run.results["reward_vs_kl"]
+        for name, run in zip(names, runs, strict=True)
+        if run.results.get("reward_vs_kl")
+    }
+    if lines:
+        yield Heading("Reward against distance from the reference")
+        yield Picture(
+            "reward_vs_kl", charts.reward_against_kl(lines), "reward against the square root of the KL"
+        )
+    yield from _texts(first)
+    yield from _cost(runs, names)
+    yield from _files(runs)
+
+
+def _what_was_run(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
+    yield Heading("What was run on what")
+    facts = (
+        "command",
+        "date",
+        "git",
+        "backend",
+        "devices",
+        "cores",
+        "memory_gib",
+        "python",
+        "jax",
+        "flax",
+        "optax",
+    )
+    present = [fact for fact in facts if any(fact in run.environment for run in runs)]
+    rows = [[fact, *(run.environment.get(fact, "") for run in runs)] for fact in present]
+    yield Table(("", *(names if len(runs) > 1 else [""])), rows)
+
+
+def _figure_rows(results: Sequence[Mapping], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The figures of several results side by side: name, values, bar, met or missed in all, detail."""
+    by_name = [{figure["name"]: figure for figure in result.get("figures", [])} for result in results]
+    rows = []
+    for name in dict.fromkeys(name for figures in by_name for name in figures):
+        found = [figures.get(name) for figures in by_name]
+        known = [figure for figure in found if figure]
+        verdicts = [figure["met"] for figure in known if figure["met"] is not None]
+        verdict = "" if not verdicts else "met" if all(verdicts) else "missed"
+        values = [_number(figure["value"]) if figure else "" for figure in found]
+        rows.append([name, *values, _number(known[0]["bar"]), verdict, str(known[0].get("detail") or "")])
+    return ["figure", *columns, "bar", "", "detail"], rows
+
+
+def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
+    """One picture a stage; a variant such as ppo_without_ptx is drawn into the pictures of its stage."""
+    stages = list(dict.fromkeys(stage for run in runs for stage in run.metrics))
+    base = {
+        stage: next((other for other in stages if stage.startswith(f"{other}_")), stage) for stage in stages
+    }
+    for stage in dict.fromkeys(base.values()):
+        panels: dict[str, dict[str, list]] = {}
+        variants = [variant for variant in stages if base[variant] == stage]
+        for name, run in zip(names, runs, strict=True):
+            for variant in variants:
+                labels = [name] * (len(runs) > 1) + [variant] * (len(variants) > 1)
+                for metric, points in _series(run.metrics.get(variant, [])).items():
+                    panel, line = _panel(metric)
+                    panels.setdefault(panel, {})[" ".join([*labels, line]).strip()] = points
+        if panels:
+            yield Heading(f"Curves: {stage}")
+            yield Picture(f"curves_{stage}", charts.curves(panels), f"metrics of {stage} against the step")
+
+
+def _series(rows: Sequence[Mapping]) -> dict[str, list[tuple[float, float]]]:
+    series: dict[str, list] = {}
+    for row in rows:
+        for metric, value in row.items():
+            if metric not in ("step", "stage", "time") and math.isfinite(value):
+                series.setdefault(metric, []).append((row["step"], value))
+    return series
+
+
+def _panel(metric: str) -> tuple[str, str]:
+    """The panel of a metric and its line there: losses and accuracies per source share one."""
+    head, _, tail = metric.rpartition("/")
+    if head and any(family in head for family in _FAMILIES):
+        return head, tail
+    return metric, ""
+
+
+def _texts(run: Run) -> Iterator[Block]:
+    samples = run.results.get("samples", [])
+    if samples:
+        yield Heading("The same held-out prompts after each stage")
+        stages = [key for key in samples[0] if key != "prompt"]
+        rows = [[sample["prompt"], *(sample.get(stage, "") for stage in stages)] for sample in samples]
+        yield Table(("prompt", *stages), rows)
+    transcripts = run.results.get("transcripts", [])
+    if transcripts:
+        yield Heading("Questions in new wording")
+        yield Paragraph("A reply is on topic when it holds one of the keywords.")
+        rows = [
+            [
+                entry["question"],
+                entry["reply"],
+                ", ".join(entry["keywords"]),
+                "yes" if entry["on_topic"] else "no",
+            ]
+            for entry in transcripts
+        ]
+        yield Table(("question", "reply", "keywords", "on topic"), rows)
+
+
+def _cost(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
+    rows = []
+    for name, run in zip(names, runs, strict=True):
+        totals = {"seconds": 0.0, "tokens": 0.0}
+        for stage in run.metrics:
+            label = f"{name} {stage}" if len(runs) > 1 else stage
+            if stage not in run.done:
+                rows.append([label, "not finished", "", ""])
+                continue
+            cost = {key: float(run.done[stage].get(key) or 0) for key in totals}
+            totals = {key: totals[key] + cost[key] for key in totals}
+            rows.append([label, *_cost_cells(cost)])
+        if len(run.done) > 1:
+            rows.append([f"{name} in all" if len(runs) > 1 else "in all", *_cost_cells(totals)])
+    if rows:
+        yield Heading("What it cost")
+        yield Table(("stage", "seconds", "tokens", "tokens/s"), rows, numeric=frozenset({1, 2, 3}))
+
+
+def _cost_cells(cost: Mapping[str, float]) -> list[str]:
+    seconds, tokens = cost["seconds"], cost["tokens"]
+    return [
+        f"{seconds:,.1f}",
+        f"{tokens:,.0f}" if tokens else "",
+        f"{tokens / seconds:,.0f}" if tokens and seconds else "",
+    ]
+
+
+def _files(runs: Sequence[Run]) -> Iterator[Block]:
+    yield Heading("Where the files are")
+    about = {
+        "config.json": "the resolved configuration",
+        "environment.txt": "versions, devices and command line of every start",
+        "metrics.jsonl": "every metric of every logged step",
+        "done.json": "what the finished stage found and cost",
+        "results.json": "the figures, samples and transcripts of this report",
+        "tensorboard": "the curves for TensorBoard",
+        "checkpoints": "everything needed to continue",
+    }
+    rows = [
+        [str(name), about[name.name]]
+        for run in runs
+        for name in sorted([*run.folder.glob("*"), *run.folder.glob("*/*")])
+        if name.name in about
+    ]
+    yield Table(("path", "what"), rows)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    return [run.folder.resolve().name for run in runs]
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _latest_environment(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    block = path.read_text("utf-8").strip().split("\n\n")[-1]
+    facts = {}
+    for line in block.splitlines():
+        key, separator, value = line.partition(": " if ": " in line else "==")
+        if separator:
+            facts[key] = value
+    return facts
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _cells(entry: Mapping, keys: Sequence[str]) -> list[str]:
+    return [_number(entry[key]) for key in keys]

@@ -1,0 +1,128 @@
+"""Text in, text out: a trained model behind a chat or a batch of prompts."""
+
+from collections.abc import Iterator
+from functools import cached_property, lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.generation.decode import advance, check_room, decode, left_pad, prefill, request_keys
+from gptjax.generation.sampling import SamplingConfig
+from gptjax.models.functional import ModelDefinition, layer_parameters
+
+# Prompts are padded to a multiple of this, so that few lengths are compiled.
+PROMPT_BLOCK = 32
+
+
+class TextEngine:
+    """Generates replies to prompts given as token ids.
+
+    Attributes:
+        tokenizer: has `token_bytes`, `pad_id`.
+        context_length: most tokens of prompt and reply together.
+    """
+
+    def __init__(self, definition: ModelDefinition, params, tokenizer, stop_sequences):
+        """Args:
+        definition, params: a language model.
+        tokenizer: its tokenizer.
+        stop_sequences: token sequences that end a reply.
+        """
+        self._definition, self._params = definition, params
+        self.tokenizer = tokenizer
+        self._stop = tuple(tuple(s) for s in stop_sequences)
+        self.context_length = definition.config.context_length
+
+    @cached_property
+    def _layers(self):
+        return jax.jit(layer_parameters)(self._params)
+
+    @lru_cache(maxsize=8)  # noqa: B019 - an engine lives as long as the process
+    def _programs(self, sampling: SamplingConfig):
+        start = partial(prefill, self._definition, pad_id=self.tokenizer.pad_id)
+        go_on = partial(advance, self._definition, sampling=sampling, stop_sequences=self._stop)
+        whole = partial(
+            decode,
+            self._definition,
+            sampling=sampling,
+            stop_sequences=self._stop,
+            pad_id=self.tokenizer.pad_id,
+        )
+        return (
+            jax.jit(start, static_argnames="new_tokens"),
+            jax.jit(go_on, donate_argnames="state"),
+            jax.jit(whole),
+        )
+
+    def _padded_length(self, prompts, new_tokens: int) -> int:
+        longest = max(len(p) for p in prompts)
+        rounded = -(-longest // PROMPT_BLOCK) * PROMPT_BLOCK
+        length = max(longest, min(rounded, self.context_length - new_tokens))
+        check_room(self._definition, length, new_tokens)
+        return length
+
+    def stream(self, prompt: list[int], sampling: SamplingConfig, seed: int = 0) -> Iterator[str]:
+        """Pieces of the reply's text as they are drawn; together they are the whole reply.
+
+        Bytes of a character split over tokens are held back until it is complete.
+        """
+        start, go_on, _ = self._programs(sampling)
+        tokens, mask = left_pad(
+            [prompt], self.tokenizer.pad_id, self._padded_length([prompt], sampling.max_new_tokens)
+        )
+        state = start(self._params, tokens, mask, request_keys([seed]), new_tokens=sampling.max_new_tokens)
+        pending = b""
+        for count in range(1, sampling.max_new_tokens + 1):
+            state = go_on(self._params, self._layers, state, jnp.int32(count))
+            if bool(state.stopped[0]):
+                break
+            pending += self.tokenizer.token_bytes(int(state.tokens[0, count - 1]))
+            text, pending = complete_characters(pending)
+            if text:
+                yield text
+        if pending:
+            yield pending.decode("utf-8", "replace")
+
+    def complete(
+        self, prompts: list[list[int]], sampling: SamplingConfig, seeds: list[int], batch_size: int = 64
+    ) -> list[str]:
+        """The replies to many prompts.
+
+        Args:
+            prompts: token ids of each.
+            sampling: how tokens are drawn.
+            seeds: one per prompt; a prompt's reply depends on its seed, not on its neighbours.
+            batch_size: prompts decoded together.
+        """
+        program = self._programs(sampling)[2]
+        length = self._padded_length(prompts, sampling.max_new_tokens)
+        replies = []
+        for first in range(0, len(prompts), batch_size):
+            part = list(range(first, min(first + batch_size, len(prompts))))
+            rows = part + [part[-1]] * (batch_size - len(part) if len(prompts) > batch_size else 0)
+            tokens, mask = left_pad([prompts[i] for i in rows], self.tokenizer.pad_id, length)
+            out = program(self._params, tokens, mask, request_keys([seeds[i] for i in rows]))
+            ids, kept = np.asarray(out.tokens), np.asarray(out.mask).sum(1).astype(int)
+            ends = np.asarray(out.stopped)
+            for row in range(len(part)):
+                reply = ids[row, : kept[row]].tolist()
+                replies.append(self.tokenizer.decode(self._without_stop(reply) if ends[row] else reply))
+        return replies
+
+    def _without_stop(self, reply: list[int]) -> list[int]:
+        for sequence in self._stop:
+            if tuple(reply[-len(sequence) :]) == sequence:
+                return reply[: -len(sequence)]
+        return reply
+
+
+def complete_characters(data: bytes) -> tuple[str, bytes]:
+    """Splits bytes into the text of their complete UTF-8 characters and the rest (at most 3 bytes)."""
+    for kept in range(min(4, len(data) + 1)):
+        cut = len(data) - kept
+        try:
+            return data[:cut].decode("utf-8"), data[cut:]
+        except UnicodeDecodeError:
+            continue
+    return data.decode("utf-8", "replace"), b""

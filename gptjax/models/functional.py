@@ -1,0 +1,89 @@
+"""From modules to pure functions: build, bind, and derive facts from the declared parameters.
+
+A module is split once into a definition and a tree of plain arrays (nested dicts). Everything after
+that - train steps, losses, samplers, checkpoints - sees the tree and calls `apply`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+Params = dict[str, Any]
+
+
+class ModelDefinition:
+    """What a model is, without its numbers.
+
+    Attributes:
+        config: the model's configuration.
+        abstract: the parameter tree with `jax.ShapeDtypeStruct` leaves.
+        axes: the same tree with a tuple of logical axis names at each leaf; the stacked layers' axis is
+            "layers".
+    """
+
+    def __init__(self, module: Callable, config):
+        self.config = config
+        self._module = module
+        skeleton = nnx.eval_shape(lambda: module(config, nnx.Rngs(params=jax.random.key(0))))
+        self._graphdef, state = nnx.split(skeleton)
+        self.abstract: Params = nnx.to_pure_dict(state)
+        self.axes: Params = jax.tree.map(_axis_names, _plain(state), is_leaf=_is_variable)
+
+    def initialise(self, key: jax.Array) -> Params:
+        """Fresh parameters; jit it with `out_shardings` and they are born sharded."""
+        return nnx.to_pure_dict(nnx.state(self._module(self.config, nnx.Rngs(params=key))))
+
+    def bind(self, params: Params) -> nnx.Module:
+        """The module with these parameters, to call its methods inside a pure function."""
+        return nnx.merge(self._graphdef, params)
+
+    def apply(self, params: Params, *args, **kwargs):
+        """`module(*args, **kwargs)` with these parameters."""
+        return self.bind(params)(*args, **kwargs)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of scalars in the tree."""
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.abstract))
+
+
+def layer_parameters(params: Params) -> list[Params]:
+    """The stacked layers as a list of N trees, for decoding.
+
+    Done once before a token loop: slicing the stack inside it would copy every weight at every token.
+    """
+    blocks = params["decoder"]["blocks"]
+    layers = len(jax.tree.leaves(blocks)[0])
+    return [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers)]
+
+
+def _is_variable(leaf) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _plain(state):
+    if _is_variable(state):
+        return state
+    return {name: _plain(child) for name, child in state.items()}
+
+
+def _axis_names(variable) -> tuple[str, ...]:
+    names, rank = variable.get_metadata()["axes"], len(variable.get_value().shape)
+    return ("layers",) * (rank - len(names)) + tuple(names)
+
+
+def matmul_flops_per_token(definition: ModelDefinition, length: int) -> float:
+    """Floating-point operations of one token's forward and backward pass.
+
+    `6 * (parameters in matrix products) + 12 N L D`, the last term for attention scores over a context
+    of `length` (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B).
+    """
+    config = definition.config
+    sizes = jax.tree.map(lambda leaf: int(np.prod(leaf.shape)), definition.abstract)
+    multiplied = sum(jax.tree.leaves(sizes)) - jax.tree.leaves(sizes["decoder"].get("positions", 0))[0]
+    if not getattr(config, "tied", True):
+        multiplied -= config.vocab_size * config.width
+    return 6.0 * multiplied + 12.0 * config.layers * length * config.width

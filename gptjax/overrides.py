@@ -1,0 +1,184 @@
+"""Overrides from the command line, `--optimizer.learning-rate 3e-4`, and the listing of what can be set."""
+
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+
+import pydantic
+
+from gptjax.config import ConfigError, explain, fields_of, invalid_value, is_config, nearest
+
+
+def override(config: typing.Any, arguments: list[str], file: str = "the configuration") -> typing.Any:
+    """Returns the configuration with `--dotted.key value` or `--dotted.key=value` applied, all at once.
+
+    Hyphens and underscores are the same. Booleans are `true` and `false`, the absent value is `none`; lists
+    are `a,b` or JSON, mappings `name=value,name=value` or JSON.
+
+    Args:
+      config: a configclass.
+      arguments: the words of the command line.
+      file: the experiment file, named in errors.
+
+    Raises:
+      ConfigError: an unknown key, a value of the wrong type, or an impossible combination.
+    """
+    changes = {}
+    for key, text in _pairs(arguments):
+        path, annotation = _find(config, key, file)
+        changes[path] = _read(text, annotation, ".".join(path), file)
+    return _rebuild(config, changes, file)
+
+
+def describe(config: typing.Any) -> str:
+    """Every key of a configuration with its value, its type and the sentence of its `Attributes:` entry."""
+    rows = list(_rows(config))
+    width = max((len(row[0]) for row in rows), default=0)
+    return "\n".join(f"  --{key:<{width}}  {about}" for key, about in rows)
+
+
+def _rows(config: typing.Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    documented = _attributes(type(config))
+    for name, annotation in fields_of(config).items():
+        value = getattr(config, name)
+        if is_config(value):
+            yield from _rows(value, f"{prefix}{name}.")
+            continue
+        about = f"{_type_words(annotation)} = {_written(value)}"
+        if name in documented:
+            about += f"   {documented[name]}"
+        yield f"{prefix}{name}".replace("_", "-"), about
+
+
+def _attributes(cls: type) -> dict[str, str]:
+    """The `name: sentence` entries of a docstring's `Attributes:` block."""
+    _, _, block = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+    entries = re.findall(r"^(\w+): (.*(?:\n +.*)*)", textwrap.dedent(block), re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _type_words(annotation: typing.Any) -> str:
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) is typing.Literal:
+        return "|".join(str(choice) for choice in typing.get_args(annotation))
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return re.sub(r"\w+\.", "", str(annotation)).replace(" | ", "|")
+
+
+def _written(value: typing.Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list) and all(isinstance(item, int | float | str) for item in value):
+        return ",".join(str(item) for item in value) or "[]"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={item}" for key, item in value.items()) or "{}"
+    return str(value)
+
+
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    words = iter(arguments)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not key.startswith("--") or key == "--":
+            raise ConfigError(f"unexpected argument '{word}': write --key value or --key=value")
+        key = key.removeprefix("--")
+        if not equals:
+            text = next(words, None)
+            if text is None or re.match(r"--[a-zA-Z]", text):
+                raise ConfigError(f"key '{key}' has no value: write --{key} VALUE")
+        yield key, text
+
+
+def _find(config: typing.Any, key: str, file: str) -> tuple[tuple[str, ...], typing.Any]:
+    """The path of a dotted key in the configuration and the annotation of what lies there."""
+    path, node, annotation = (), config, None
+    for part in key.split("."):
+        name = part.replace("-", "_")
+        if is_config(node) and name in fields_of(node):
+            annotation, node = fields_of(node)[name], getattr(node, name)
+        elif isinstance(node, dict) and {part, name} & set(node):
+            name = part if part in node else name
+            annotation, node = (typing.get_args(_bare(annotation)) or (str, typing.Any))[1], node[name]
+        elif node is None and path:
+            raise ConfigError(f"key '{key}' in {file} cannot be set: '{'.'.join(path)}' is none there")
+        else:
+            closest = nearest(key.replace("-", "_"), _keys(config))
+            raise ConfigError(f"unknown key '{key}' in {file}: the nearest valid key is '{closest}'")
+        path = (*path, name)
+    if is_config(node):
+        example = f"{key}.{next(iter(fields_of(node)))}"
+        raise ConfigError(f"key '{key}' in {file} is a group: set one of its keys, such as '{example}'")
+    return path, annotation
+
+
+def _keys(node: typing.Any, prefix: str = "") -> Iterator[str]:
+    children = {name: getattr(node, name) for name in fields_of(node)} if is_config(node) else node
+    for name, child in children.items():
+        if is_config(child):
+            yield from _keys(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+            if isinstance(child, dict):
+                yield from _keys(child, f"{prefix}{name}.")
+
+
+def _bare(annotation: typing.Any) -> typing.Any:
+    """The annotation without `Annotated` and without `None`."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _bare(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(annotation) if option is not type(None)]
+        return _bare(options[0]) if len(options) == 1 else annotation
+    return annotation
+
+
+def _read(text: str, annotation: typing.Any, key: str, file: str) -> typing.Any:
+    adapter = pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(allow_inf_nan=False))
+    failures = []
+    for value in _readings(text):
+        try:
+            return adapter.validate_python(value)
+        except pydantic.ValidationError as error:
+            failures += error.errors()
+    # A value of the right type outside its bounds says more than one that could not be parsed.
+    telling = min(failures, key=lambda failure: failure["type"].endswith(("_parsing", "_type")))
+    raise ConfigError(invalid_value({**telling, "input": text}, key, f"in {file}", annotation))
+
+
+def _readings(text: str) -> Iterator[typing.Any]:
+    """What the text may mean, the likeliest first."""
+    if text.lower() == "none":
+        yield None
+    yield text
+    try:
+        yield json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    items = [item.strip() for item in text.split(",")] if text else []
+    yield items
+    if items and all("=" in item for item in items):
+        yield dict(item.split("=", 1) for item in items)
+
+
+def _rebuild(node: typing.Any, changes: dict[tuple, typing.Any], file: str, prefix: str = "") -> typing.Any:
+    """Replaces all changed leaves of a node at once, so that fields that belong together change together."""
+    groups: dict[str, dict] = {}
+    for (head, *rest), value in changes.items():
+        groups.setdefault(head, {})[tuple(rest)] = value
+    replaced = {}
+    for name, below in groups.items():
+        child = node[name] if isinstance(node, dict) else getattr(node, name)
+        replaced[name] = below[()] if () in below else _rebuild(child, below, file, f"{prefix}{name}.")
+    if isinstance(node, dict):
+        return {**node, **replaced}
+    try:
+        return dataclasses.replace(node, **replaced)
+    except pydantic.ValidationError as error:
+        raise ConfigError(explain(error, file, prefix.rstrip("."))) from error

@@ -1,0 +1,94 @@
+"""Run folders: `runs/<name>/{config.json, environment.txt, done.json, ...}`."""
+
+import datetime
+import json
+import os
+import shlex
+import sys
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+
+from gptjax.config import ConfigError, difference, to_json
+from gptjax.environment import describe_environment
+
+
+def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str] = ()) -> Path:
+    """Creates the folder of a run, or opens it again to resume.
+
+    Writes the resolved configuration to `config.json` and package versions, git revision and command line to
+    `environment.txt`; each resume adds its own block to the latter.
+
+    Args:
+      folder: where the run lives.
+      config: the configclass of the run.
+      may_change: dotted keys, or groups of keys, that may differ from the stored configuration.
+
+    Raises:
+      ConfigError: the folder holds a run with another configuration, or something that is not a run.
+    """
+    folder, stored, wanted = Path(folder), Path(folder) / "config.json", to_json(config)
+    if stored.exists():
+        changes = [
+            change
+            for change in difference(json.loads(stored.read_text("utf-8")), wanted)
+            if not any(change.startswith((f"{key} was ", f"{key}.")) for key in may_change)
+        ]
+        if changes:
+            raise ConfigError(
+                f"{folder} holds a run with another configuration ({'; '.join(changes)}): "
+                f"choose another --name, or delete {folder} to start over"
+            )
+    elif folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder: choose another --name")
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        write_json_atomic(stored, wanted)
+        with (folder / "environment.txt").open("a", encoding="utf-8") as file:
+            file.write(_environment_block())
+    return folder
+
+
+def stage_done(folder: str | Path) -> bool:
+    """Says whether the stage in this folder ran to its end."""
+    return (Path(folder) / "done.json").exists()
+
+
+def mark_done(folder: str | Path, summary: dict) -> None:
+    """Writes the summary of a finished stage (`seconds`, `tokens`, final figures) to `done.json`."""
+    write_json_atomic(Path(folder) / "done.json", summary)
+
+
+def read_done(folder: str | Path) -> dict:
+    """The summary that `mark_done` wrote.
+
+    Raises:
+      ConfigError: the stage has not finished.
+    """
+    path = Path(folder) / "done.json"
+    if not path.exists():
+        raise ConfigError(f"the stage in {folder} has not finished: run its command again to resume it")
+    return json.loads(path.read_text("utf-8"))
+
+
+def write_json_atomic(path: str | Path, value: typing.Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one whole, also after a kill."""
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def _environment_block() -> str:
+    # The command line is written, the environment variables are not: they may hold secrets.
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    facts = {"command": shlex.join(sys.argv), "date": now, **describe_environment()}
+    lines = [f"{key}: {value}" for key, value in facts.items() if key != "packages"]
+    lines += [f"{name}=={version}" for name, version in facts["packages"].items()]
+    return "\n".join(lines) + "\n\n"

@@ -1,0 +1,1 @@
+"""The mesh of devices and the table that lays parameters and batches out on it."""

@@ -1,0 +1,89 @@
+"""The mesh of devices: data parallel, fully sharded data parallel, tensor parallel."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gptjax.config import ConfigError, configclass
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+@configclass
+class MeshConfig:
+    """How many devices each mesh axis spans; their product is the number of devices used.
+
+    Attributes:
+        data: copies of the model, each with its own part of the batch.
+        fsdp: devices that share one copy's parameters and split its batch.
+        tensor: devices that split heads, feed-forward width and vocabulary.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for name in MESH_AXES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"mesh.{name} must be at least 1, but is {getattr(self, name)}")
+
+    @property
+    def size(self) -> int:
+        """Number of devices."""
+        return self.data * self.fsdp * self.tensor
+
+    @property
+    def batch_shards(self) -> int:
+        """Number of parts the batch is cut into."""
+        return self.data * self.fsdp
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh over the first `config.size` devices.
+
+    Raises:
+        ConfigError: fewer devices are there than the mesh asks for.
+    """
+    devices = jax.devices()
+    if config.size > len(devices):
+        raise ConfigError(
+            f"the mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} needs {config.size} "
+            f"devices, but JAX sees {len(devices)} ({devices[0].platform}): lower mesh.data, mesh.fsdp or "
+            "mesh.tensor"
+        )
+    shape = (config.data, config.fsdp, config.tensor)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: config.size])
+
+
+def check_batch(batch_size: int, mesh: MeshConfig, accumulate: int = 1) -> None:
+    """Refuse a batch that does not divide over the mesh and the micro-batches.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    parts = mesh.batch_shards * accumulate
+    if batch_size % parts:
+        raise ValueError(
+            f"batch_size = {batch_size} does not divide into {mesh.batch_shards} mesh parts "
+            f"(mesh.data x mesh.fsdp) times {accumulate} micro-batches: use a multiple of {parts}"
+        )
+
+
+def place(batch, mesh: Mesh):
+    """This process's rows of a batch as global arrays, split over `data` and `fsdp`.
+
+    Args:
+        batch: tree of numpy arrays `[local rows, ...]`.
+        mesh: from `make_mesh`.
+
+    Returns:
+        the tree with `jax.Array` leaves `[global rows, ...]`.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding that puts a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,68 @@
+"""The one table from logical axis names to mesh axes.
+
+A logical name without a rule is an error: nothing is replicated by accident.
+"""
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gptjax.config import ConfigError
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "length": None,
+    # parameters
+    "layers": None,  # the stacked layers' axis: scanned over, never split
+    "embed": "fsdp",  # model width
+    "heads": "tensor",  # query heads x head size
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "position": None,
+    "norm": None,  # gains and biases of norms: a few kilobytes
+    "scalar": None,  # reward and value heads
+}
+
+
+def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """The mesh axes of an array with these logical axes; None is an axis that is never split.
+
+    Raises:
+        KeyError: a name has no rule.
+    """
+    for name in axes:
+        if name is not None and name not in RULES:
+            raise KeyError(f"logical axis {name!r} has no rule in gptjax/sharding/rules.py: add one")
+    return PartitionSpec(*(None if name is None else RULES[name] for name in axes))
+
+
+def parameter_shardings(mesh: Mesh, abstract, axes):
+    """One `NamedSharding` per parameter.
+
+    Args:
+        mesh: from `make_mesh`.
+        abstract: tree with leaves that have a `.shape`.
+        axes: the same tree with tuples of logical axis names.
+
+    Raises:
+        ConfigError: a parameter's axis is not a multiple of its mesh axis.
+    """
+
+    def one(path, leaf, names):
+        for size, name, target in zip(leaf.shape, names, partition_spec(names), strict=True):
+            if target is not None and size % mesh.shape[target]:
+                raise ConfigError(
+                    f"parameter {jax.tree_util.keystr(path, simple=True, separator='.')}: its axis {name!r} "
+                    f"of size {size} does not divide over mesh.{target} = {mesh.shape[target]}"
+                )
+        return NamedSharding(mesh, partition_spec(names))
+
+    return jax.tree_util.tree_map_with_path(one, abstract, axes)
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Tell the partitioner how an activation lies on the ambient mesh (`jax.set_mesh`); no mesh, no effect."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))

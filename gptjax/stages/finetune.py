@@ -1,0 +1,158 @@
+"""Supervised fine-tuning: a language model to an assistant (Ouyang et al. 2022, section 3.5).
+
+Dialogues are written in ChatML, the loss is on what the assistant says, and short dialogues share a row
+without seeing each other. Read top to bottom: configuration, data, run.
+Legend: B batch, L length.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gptjax.config import configclass
+from gptjax.data.chat import Messages, read_dialogues, render_dialogue
+from gptjax.data.mixture import Mixture
+from gptjax.data.packing import pack_examples
+from gptjax.data.quality import BadRows
+from gptjax.data.ratings import demonstrations, load_ratings, split_ratings
+from gptjax.data.rewording import reword
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.evaluation.perplexity import mean_loss
+from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
+from gptjax.models.heads import LanguageModel
+from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
+from gptjax.stages.handover import load_model, save_model
+from gptjax.stages.language_loss import PACKED, count_tokens, make_language_loss, make_sum_loss, select
+from gptjax.stages.sharded import compile_step, create_state
+from gptjax.training.loop import LoopSettings, run_loop
+from gptjax.training.optimizers import OptimizerConfig, make_optimizer
+from gptjax.training.step import make_train_step
+
+
+@configclass
+class FinetuneConfig:
+    """Fine-tuning on dialogues.
+
+    Attributes:
+        base: run folder of the pretrained model.
+        dialogues: source -> weight. A source is "chatterbot", "ratings" (each rated text as the reply to its
+            instruction), or a path to JSONL with `messages`.
+        rewordings: noisy copies of each dialogue that join the original (`data/rewording.py`); not of ratings.
+        optimizer, mesh: see their classes.
+        dropout: rate during fine-tuning (InstructGPT: 0.2 on residuals).
+        length: tokens per row.
+        batch_size, steps, accumulate, save_every, seed: as in pretraining.
+    """
+
+    base: str = ""
+    dialogues: dict[str, float]
+    rewordings: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    dropout: float = 0.0
+    length: int
+    batch_size: int
+    steps: int
+    accumulate: int = 1
+    save_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self):
+        check_batch(self.batch_size, self.mesh, self.accumulate)
+
+
+def read_source(name: str, split: str, bad_rows: BadRows, seed: int) -> list[Messages]:
+    """The dialogues of one source and split."""
+    if name == "ratings":
+        train, heldout = split_ratings(load_ratings())
+        return demonstrations(train if split == "train" else heldout, seed)
+    return read_dialogues(name, split=split, bad_rows=bad_rows)
+
+
+def encode_dialogues(dialogues: list[Messages], tokenizer: Tokenizer, length: int, source: str):
+    """ChatML ids and loss masks, cut at the last whole exchange that fits `length` + 1 ids.
+
+    Dialogues whose first exchange does not fit are bad rows.
+    """
+    bad_rows, examples, cut = BadRows(), [], 0
+    for number, messages in enumerate(dialogues, 1):
+        kept = messages
+        example = render_dialogue(kept, tokenizer)
+        while len(example[0]) > length + 1 and len(kept) > 3:
+            kept = kept[:-2]
+            example = render_dialogue(kept, tokenizer)
+        cut += len(kept) < len(messages)
+        if len(example[0]) > length + 1:
+            bad_rows.add("longer than the context", source, number)
+            continue
+        bad_rows.good()
+        examples.append(example)
+    bad_rows.check()
+    print(
+        f"finetune: {source}: {len(examples)} dialogues, {cut} cut to fit, {bad_rows.summary()}", flush=True
+    )
+    return examples
+
+
+def packed_rows(config: FinetuneConfig, split: str, tokenizer: Tokenizer) -> dict[str, dict[str, np.ndarray]]:
+    """Packed rows of every source."""
+    rows, bad_rows = {}, BadRows()
+    for name in config.dialogues:
+        dialogues = read_source(name, split, bad_rows, config.seed)
+        if name != "ratings" and split == "train":
+            dialogues = reword(dialogues, config.rewordings, config.seed)
+        examples = encode_dialogues(dialogues, tokenizer, config.length, f"{name} ({split})")
+        rows[name] = select(pack_examples(examples, config.length + 1, tokenizer.pad_id), PACKED)
+    return rows
+
+
+def run(config: FinetuneConfig, folder: Path) -> None:
+    """Fine-tunes the base model and leaves the assistant in `folder`."""
+    folder = open_run(folder, config)
+    if stage_done(folder):
+        print(f"finetune: already done in {folder}")
+        return
+    started, mesh = time.monotonic(), make_mesh(config.mesh)
+    base = load_model(config.base, mesh)
+    rows = packed_rows(config, "train", base.tokenizer)
+    heldout = packed_rows(config, "heldout", base.tokenizer)
+    mixture = Mixture(rows, config.dialogues, config.batch_size, config.seed)
+
+    model_config = dataclasses.replace(base.definition.config, dropout=config.dropout)
+    definition = ModelDefinition(LanguageModel, model_config)
+    optimizer = make_optimizer(config.optimizer, config.steps, definition.axes)
+    state = create_state(definition, optimizer, mesh, params=base.params)
+    step = make_train_step(
+        make_language_loss(definition), count_tokens, optimizer, accumulate=config.accumulate
+    )
+
+    def batch_at(number):
+        return place(mixture.batch_at(number, jax.process_index(), jax.process_count()), mesh)
+
+    sum_loss = make_sum_loss(definition)
+    tokens_per_step = config.batch_size * config.length
+    settings = LoopSettings(
+        stage="finetune",
+        folder=folder,
+        steps=config.steps,
+        save_every=config.save_every,
+        eval_every=0,
+        identity={"tokenizer": base.tokenizer.hash},
+        tokens_per_step=tokens_per_step,
+        flops_per_token=matmul_flops_per_token(definition, config.length),
+        devices=config.mesh.size,
+    )
+    state = run_loop(state, compile_step(step, mesh), batch_at, jax.random.key(config.seed), settings)
+
+    figures = {
+        name: mean_loss(sum_loss, state.params, source, config.batch_size) for name, source in heldout.items()
+    }
+    for name, loss in figures.items():
+        print(f"finetune: held-out {name}: {loss:.3f} nats per assistant token", flush=True)
+    save_model(folder, "language", base.definition.config, state.params, base.tokenizer)
+    seconds, tokens = time.monotonic() - started, config.steps * tokens_per_step
+    mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})

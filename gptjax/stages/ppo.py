@@ -1,0 +1,370 @@
+"""PPO and PPO-ptx: the assistant aligned with the learnt reward (Ouyang et al. 2022, sections 3.5, C.4).
+
+One iteration: draw replies, score them, estimate advantages, update policy and critic in minibatches. With
+`ptx_coef` the gradient of the language-model loss on pretraining text is added in the same step.
+Read top to bottom: configuration, state, experience, updates, run.
+Legend: B prompts of an iteration, T response slots, L tokens of a text row.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.config import configclass
+from gptjax.generation.sampling import SamplingConfig
+from gptjax.losses.masked import masked_mean, masked_whiten
+from gptjax.losses.ppo import explained_variance, policy_loss, ratio_variance, value_loss
+from gptjax.losses.rewards import (
+    empty_responses,
+    eos_penalty,
+    generalized_advantages,
+    token_rewards,
+    update_kl_coefficient,
+)
+from gptjax.models.functional import matmul_flops_per_token
+from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
+from gptjax.stages.handover import load_model, save_model
+from gptjax.stages.language_loss import count_tokens, make_language_loss
+from gptjax.stages.ppo_data import prompt_rows, read_prompts, text_rows
+from gptjax.stages.ppo_evaluation import evaluate_policies
+from gptjax.stages.rollout import Rollout, draw, response_log_probs, response_values, reward_scores
+from gptjax.stages.self_check import check_identities
+from gptjax.stages.sharded import compile_step, create_state
+from gptjax.training.loop import LoopSettings, run_loop
+from gptjax.training.optimizers import OptimizerConfig, make_optimizer
+from gptjax.training.step import TrainState, make_train_step
+
+
+@configclass
+class PpoConfig:
+    """PPO on prompts.
+
+    Attributes:
+        policy: run folder of the fine-tuned model; also the frozen reference.
+        reward: run folder of the reward model; the critic starts from it.
+        prompts: "ratings" (instructions of the rated texts), or a path to JSONL with `messages`.
+        sampling: how replies are drawn; top_k and top_p must be off, since the loss scores the whole
+            distribution.
+        prompt_length: longest prompt in tokens; longer ones are counted and left out.
+        iterations, batch_size: rollouts; replies per rollout (B).
+        epochs, minibatches: passes over a rollout and parts per pass.
+        accumulate: micro-batches per minibatch.
+        gamma, gae_lambda: discount and trace of the advantages.
+        clip, value_clip: half-widths of the trusted intervals of ratio and value.
+        kl_coef, kl_estimator: price of a nat of divergence from the reference, per token, and its estimate.
+        kl_target, kl_horizon: with a target in nats the coefficient adapts (Ziegler et al. 2019).
+        whiten_rewards: scale rewards to unit variance before the advantages.
+        missing_eos, missing_eos_penalty: what happens to the score of a reply that never ends.
+        ptx_coef: weight of the language-model gradient; 0 is plain PPO (InstructGPT: 27.8).
+        ptx_rows, ptx_length: text rows per minibatch, tokens per row.
+        corpora: source -> weight of the text; "chatterbot" and "ratings dialogues" are the rows of fine-tuning.
+        ema_decay: of the averaged policy, which is what is kept; 0 keeps the last one.
+        optimizer, value_optimizer, mesh, save_every, seed: as elsewhere.
+        eval_prompts: held-out prompts answered at the end.
+        eval_bytes: held-out text per source measured at the end.
+    """
+
+    policy: str = ""
+    reward: str = ""
+    prompts: str = "ratings"
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=32)
+    prompt_length: int = 48
+    iterations: int
+    batch_size: int
+    epochs: int = 1
+    minibatches: int = 4
+    accumulate: int = 1
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    kl_coef: float = 0.02
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_target: float | None = None
+    kl_horizon: float = 10_000.0
+    whiten_rewards: bool = False
+    missing_eos: Literal["replace", "subtract"] = "subtract"
+    missing_eos_penalty: float = 1.0
+    ptx_coef: float = 0.0
+    ptx_rows: int = 8
+    ptx_length: int = 128
+    corpora: dict[str, float] = {}
+    ema_decay: float = 0.992
+    optimizer: OptimizerConfig = OptimizerConfig()
+    value_optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    save_every: int = 10
+    eval_prompts: int = 256
+    eval_bytes: int = 40_000
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"minibatches = {self.minibatches} does not divide batch_size = {self.batch_size}"
+            )
+        check_batch(self.batch_size // self.minibatches, self.mesh, self.accumulate)
+        if self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.temperature == 0:
+            raise ValueError("sampling must have top_k 0, top_p 1 and a temperature above 0 in PPO")
+        if self.ptx_coef and not self.corpora:
+            raise ValueError("ptx_coef needs corpora: name the text whose loss is to be kept")
+        if self.ptx_coef and self.ptx_rows % (self.accumulate * self.mesh.batch_shards):
+            raise ValueError(f"ptx_rows = {self.ptx_rows} must be a multiple of accumulate x mesh parts")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PpoState:
+    """Everything that a resumed run needs besides its configuration.
+
+    Attributes:
+        step: int32 scalar, iterations finished.
+        policy, critic: train states.
+        ema: averaged policy parameters.
+        kl_coef: float32 scalar.
+    """
+
+    step: jax.Array
+    policy: TrainState
+    critic: TrainState
+    ema: Any
+    kl_coef: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Experience:
+    """A rollout and what the updates need of it; all float32 `[B, T]`, 0 outside the mask."""
+
+    rollout: Rollout
+    old_log_probs: jax.Array
+    old_values: jax.Array
+    advantages: jax.Array
+    returns: jax.Array
+
+
+def make_experience(config: PpoConfig, language, scalar):
+    """`experience(policy, critic, reference, reward, rollout, kl_coef) -> (Experience, metrics)`."""
+
+    def experience(policy, critic, reference, reward, rollout: Rollout, kl_coef):
+        temperature, mask = config.sampling.temperature, rollout.mask
+        log_probs, entropies = response_log_probs(language, policy, rollout, temperature)
+        ref_log_probs, _ = response_log_probs(language, reference, rollout, temperature)
+        values = response_values(scalar, critic, rollout)
+        raw_scores = reward_scores(scalar, reward, rollout)
+        scores = eos_penalty(
+            raw_scores, rollout.ended, kind=config.missing_eos, penalty=config.missing_eos_penalty
+        )
+        rewards = token_rewards(
+            scores, log_probs, ref_log_probs, mask, kl_coef=kl_coef, kl_estimator=config.kl_estimator
+        )
+        shaped = masked_whiten(rewards, mask, shift_mean=False) if config.whiten_rewards else rewards
+        advantages, returns = generalized_advantages(
+            shaped, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda
+        )
+        kl_B = ((log_probs - ref_log_probs) * mask).sum(1)
+        metrics = {
+            "objective/kl": kl_B.mean(),
+            "objective/entropy": (entropies * mask).sum(1).mean(),
+            "objective/scores": raw_scores.mean(),
+            "objective/non_score_reward": rewards.sum(1).mean() - scores.mean(),
+            "objective/rlhf_reward": rewards.sum(1).mean(),
+            "objective/kl_coef": kl_coef,
+            "policy/entropy_avg": masked_mean(entropies, mask),
+            "val/num_eos_tokens": rollout.ended.sum().astype(jnp.float32),
+            "val/response_length": mask.sum(1).mean(),
+            "val/empty_responses": empty_responses(mask).astype(jnp.float32),
+            "val/sampler_gap": jnp.abs((log_probs - rollout.sampler_log_probs) * mask).max(),
+            "ppo/val/var_explained": explained_variance(values, returns, mask),
+        }
+        advantages = masked_whiten(advantages, mask) * mask
+        return Experience(rollout, log_probs, values, advantages, returns), metrics
+
+    return experience
+
+
+def make_policy_loss(config: PpoConfig, language):
+    """Clipped surrogate plus `ptx_coef` times the language-model loss, additive over rows."""
+    text_loss = make_language_loss(language)
+
+    def loss_fn(params, batch, totals, key):
+        e: Experience = batch["experience"]
+        log_probs, _ = response_log_probs(language, params, e.rollout, config.sampling.temperature)
+        loss, metrics = policy_loss(
+            log_probs,
+            e.old_log_probs,
+            e.advantages,
+            e.rollout.mask,
+            clip=config.clip,
+            denominator=totals["response"],
+        )
+        if config.ptx_coef:
+            ptx, ptx_metrics = text_loss(params, batch["text"], totals["text"], key)
+            loss = loss + config.ptx_coef * ptx
+            metrics = metrics | {"loss/ptx": ptx_metrics["loss"]}
+        return loss, metrics
+
+    return loss_fn
+
+
+def make_value_loss(config: PpoConfig, scalar):
+    """Clipped squared error of the critic, additive over rows."""
+
+    def loss_fn(params, batch, totals, key):
+        e: Experience = batch["experience"]
+        values = response_values(scalar, params, e.rollout)
+        return value_loss(
+            values,
+            e.old_values,
+            e.returns,
+            e.rollout.mask,
+            clip=config.value_clip,
+            denominator=totals["response"],
+        )
+
+    return loss_fn
+
+
+def count_totals(batch) -> dict[str, jax.Array]:
+    """Response tokens and text tokens of a minibatch."""
+    totals = {"response": batch["experience"].rollout.mask.sum()}
+    return totals | ({"text": count_tokens(batch["text"])} if "text" in batch else {})
+
+
+def minibatch_order(config: PpoConfig, iteration: int) -> np.ndarray:
+    """Rows of every minibatch of an iteration: `[epochs * minibatches, batch_size / minibatches]`."""
+    rng = np.random.default_rng([config.seed, iteration])
+    orders = [rng.permutation(config.batch_size) for _ in range(config.epochs)]
+    return np.concatenate(orders).reshape(config.epochs * config.minibatches, -1).astype(np.int32)
+
+
+def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, reward, texts, mesh):
+    """`iteration(state, prompts, key) -> (state, metrics)`: rollout, experience, all updates."""
+    policy_optimizer, value_optimizer = make_optimizers(config, language, scalar)
+
+    def rollout_fn(params, prompts, key, step):
+        keys = jax.random.split(jax.random.fold_in(key, step), len(prompts["tokens"]))
+        end, pad = tokenizer.im_end_id, tokenizer.pad_id
+        return draw(language, params, prompts["tokens"], prompts["mask"], keys, config.sampling, end, pad)
+
+    def average(ema, params):
+        decay = config.ema_decay
+        return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, params)
+
+    rollout_step, experience = jax.jit(rollout_fn), jax.jit(make_experience(config, language, scalar))
+    take = jax.jit(lambda tree, index: jax.tree.map(lambda x: x[index], tree))
+    average = jax.jit(average, donate_argnums=0)
+    policy_step = compile_step(
+        make_train_step(
+            make_policy_loss(config, language), count_totals, policy_optimizer, accumulate=config.accumulate
+        ),
+        mesh,
+    )
+    value_step = compile_step(
+        make_train_step(
+            make_value_loss(config, scalar), count_totals, value_optimizer, accumulate=config.accumulate
+        ),
+        mesh,
+    )
+    log_probs = jax.jit(lambda p, r: response_log_probs(language, p, r, config.sampling.temperature)[0])
+
+    def iteration(state: PpoState, prompts, key):
+        number = int(state.step)
+        with jax.set_mesh(mesh):
+            rollout = rollout_step(state.policy.params, prompts, key, number)
+            made, metrics = experience(
+                state.policy.params, state.critic.params, reference, reward, rollout, state.kl_coef
+            )
+        if number == 0:
+            keys = jnp.stack(
+                [jax.random.split(jax.random.fold_in(key, i), config.batch_size) for i in (0, 1)]
+            )
+            scores = reward_scores(scalar, reward, rollout)
+            dtype = language.config.compute_dtype
+            metrics |= check_identities(
+                log_probs, state.policy.params, reference, rollout, scores, keys, dtype
+            )
+        policy, critic, ema, parts = state.policy, state.critic, state.ema, []
+        for index in minibatch_order(config, number):
+            batch = {"experience": take(made, index)}
+            text = {"text": place(texts(int(policy.step)), mesh)} if config.ptx_coef else {}
+            policy, policy_metrics = policy_step(policy, batch | text, key)
+            critic, value_metrics = value_step(critic, batch, key)
+            ema = average(ema, policy.params)
+            value_metrics = {"val/gradient_norm": value_metrics.pop("gradient_norm")} | value_metrics
+            skipped = jnp.maximum(policy_metrics["skipped"], value_metrics["skipped"])
+            parts.append(value_metrics | policy_metrics | {"skipped": skipped})
+        updates = {name: jnp.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        updates["skipped"] = parts[-1]["skipped"]
+        updates["val/ratio_var"] = ratio_variance(updates["val/ratio"], updates.pop("val/ratio_spread"))
+        kl_coef = state.kl_coef
+        if config.kl_target is not None:
+            kl_coef = update_kl_coefficient(
+                kl_coef, metrics["objective/kl"], config.kl_target, config.kl_horizon, config.batch_size
+            )
+        return PpoState(state.step + 1, policy, critic, ema, kl_coef), metrics | updates
+
+    return iteration
+
+
+def make_optimizers(config: PpoConfig, language, scalar):
+    """The policy's and the critic's optimisers over all updates of the run."""
+    updates = config.iterations * config.epochs * config.minibatches
+    return (
+        make_optimizer(config.optimizer, updates, language.axes),
+        make_optimizer(config.value_optimizer, updates, scalar.axes),
+    )
+
+
+def run(config: PpoConfig, folder: Path) -> None:
+    """Aligns the policy with the reward model and leaves it in `folder`."""
+    folder = open_run(folder, config)
+    if stage_done(folder):
+        print(f"ppo: already done in {folder}")
+        return
+    started, mesh = time.monotonic(), make_mesh(config.mesh)
+    base, reward = load_model(config.policy, mesh), load_model(config.reward, mesh)
+    tokenizer, language, scalar = base.tokenizer, base.definition, reward.definition
+    prompts = prompt_rows(read_prompts(config.prompts, "train", config.seed), tokenizer, config)
+    texts = text_rows(config, tokenizer) if config.ptx_coef else None
+
+    policy_optimizer, value_optimizer = make_optimizers(config, language, scalar)
+    policy = create_state(language, policy_optimizer, mesh, params=base.params)
+    state = PpoState(
+        step=jnp.zeros((), jnp.int32),
+        policy=policy,
+        critic=create_state(scalar, value_optimizer, mesh, params=reward.params),
+        ema=jax.tree.map(jnp.copy, policy.params),
+        kl_coef=jnp.float32(config.kl_coef),
+    )
+    iteration = make_iteration(config, tokenizer, language, scalar, base.params, reward.params, texts, mesh)
+
+    def batch_at(number):
+        return place(prompts(number), mesh)
+
+    length = config.prompt_length + config.sampling.max_new_tokens
+    settings = LoopSettings(
+        stage="ppo",
+        folder=folder,
+        steps=config.iterations,
+        save_every=config.save_every,
+        eval_every=0,
+        identity={"tokenizer": tokenizer.hash},
+        tokens_per_step=config.batch_size * config.sampling.max_new_tokens,
+        flops_per_token=matmul_flops_per_token(language, length),
+        devices=config.mesh.size,
+    )
+    state = run_loop(state, iteration, batch_at, jax.random.key(config.seed), settings)
+
+    final = state.ema if config.ema_decay else state.policy.params
+    figures = evaluate_policies(config, base, reward, final, folder)
+    save_model(folder, "language", language.config, final, tokenizer)
+    seconds = time.monotonic() - started
+    tokens = config.iterations * config.batch_size * config.sampling.max_new_tokens
+    mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})

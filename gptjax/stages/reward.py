@@ -1,0 +1,259 @@
+"""Reward modelling: human rankings to a score (Ouyang et al. 2022, section 3.5; Stiennon et al. 2020).
+
+Each batch element is a prompt with its K ranked completions; every completion is run through the model
+once, packed with others into rows, and all C(K, 2) pairs of the prompt are compared.
+Read top to bottom: configuration, data, loss, evaluation, run.
+Legend: G groups (prompts), K completions of a group, R rows, L length.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.config import configclass
+from gptjax.data.preferences import RankedArrays, RankedReplies, encode_ranked, pack_ranked, read_preferences
+from gptjax.data.quality import BadRows
+from gptjax.data.ratings import load_ratings, ranked_replies, split_ratings
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.evaluation import calibration
+from gptjax.losses.ranking import pair_matrix, ranking_loss
+from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
+from gptjax.models.heads import ScalarModel
+from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
+from gptjax.stages.handover import load_model, save_model
+from gptjax.stages.sharded import compile_step, create_state
+from gptjax.training.loop import LoopSettings, run_loop
+from gptjax.training.optimizers import OptimizerConfig, make_optimizer
+from gptjax.training.step import make_train_step
+
+
+@configclass
+class RewardConfig:
+    """Reward modelling on rankings.
+
+    Attributes:
+        base: run folder of the fine-tuned model; its decoder is the trunk.
+        source: "ratings", or a path to JSONL preferences.
+        groups: prompts with rankings to draw from "ratings".
+        k_min, k_max: completions per prompt, 4 to 9 in InstructGPT.
+        margin_scale: reward units asked for per unit of human score; 0 asks for the order only.
+        clear_gap: difference of human means from which a held-out pair counts as clear.
+        optimizer, mesh: see their classes.
+        dropout: rate during training.
+        length: tokens per packed row; a prompt with its completion must fit.
+        batch_size: prompts per update.
+        epochs: passes over the prompts.
+        accumulate, save_every, seed: as in pretraining.
+    """
+
+    base: str = ""
+    source: str = "ratings"
+    groups: int = 3000
+    k_min: int = 4
+    k_max: int = 9
+    margin_scale: float = 0.0
+    clear_gap: float = 1.0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    dropout: float = 0.0
+    length: int
+    batch_size: int
+    epochs: int = 1
+    accumulate: int = 1
+    save_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self):
+        check_batch(self.batch_size, self.mesh, self.accumulate)
+        if not 2 <= self.k_min <= self.k_max:
+            raise ValueError(
+                f"k_min = {self.k_min} and k_max = {self.k_max} must satisfy 2 <= k_min <= k_max"
+            )
+
+
+def read_groups(config: RewardConfig) -> tuple[list[RankedReplies], list[RankedReplies]]:
+    """Training and held-out rankings."""
+    if config.source == "ratings":
+        train, heldout = split_ratings(load_ratings())
+        sizes = {"k_min": config.k_min, "k_max": config.k_max}
+        train_groups = ranked_replies(train, groups=config.groups, seed=config.seed, **sizes)
+        count = max(1, len(train_groups) * len(heldout) // len(train))
+        return train_groups, ranked_replies(heldout, groups=count, seed=config.seed + 1, **sizes)
+    bad_rows = BadRows()
+    groups = read_preferences(config.source, bad_rows)
+    print(f"reward: {bad_rows.summary()}")
+    return [g for i, g in enumerate(groups) if i % 10], groups[::10]
+
+
+def completion_rewards(definition: ModelDefinition, params, batch, key=None) -> jax.Array:
+    """The scalar at each completion's last token: float32 `[G, K]`."""
+    scalars_RxL = definition.apply(
+        params, batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"], key=key
+    )
+    return scalars_RxL[batch["end_row"], batch["end_column"]]
+
+
+def make_reward_loss(definition: ModelDefinition, margin_scale: float):
+    """`loss(params, batch, total, key)`: the ranking loss, additive over groups when divided by `total`."""
+
+    def loss_fn(params, batch, total, key):
+        rewards_GxK = completion_rewards(definition, params, batch, key)
+        return ranking_loss(
+            rewards_GxK, batch["scores"], batch["valid"], margin_scale=margin_scale, denominator=total
+        )
+
+    return loss_fn
+
+
+def count_groups(batch) -> jax.Array:
+    """Prompts of the whole batch that have at least one ordered pair, float32."""
+    return pair_matrix(batch["scores"], batch["valid"]).any((1, 2)).sum().astype(jnp.float32)
+
+
+def score_all(definition: ModelDefinition, params, arrays: RankedArrays, config: RewardConfig) -> np.ndarray:
+    """Rewards `[G, K]` of every completion; 0 where there is none."""
+    program = jax.jit(lambda p, batch: completion_rewards(definition, p, batch))
+    order = np.arange(-(-len(arrays.tokens) // config.batch_size) * config.batch_size)
+    index = np.minimum(order, len(arrays.tokens) - 1).reshape(-1, config.batch_size)
+    rows = rows_needed(arrays, index, config)
+    parts = [
+        np.asarray(program(params, pack_ranked(arrays, i, config.length, rows, config.accumulate)))
+        for i in index
+    ]
+    return np.concatenate(parts)[: len(arrays.tokens)] * (arrays.lengths > 0)
+
+
+def rows_needed(arrays: RankedArrays, index: np.ndarray, config: RewardConfig) -> int:
+    """Rows that every batch of `index` `[batches, batch_size]` fits in, a multiple of the mesh and micro-batches."""
+    parts = config.mesh.batch_shards * config.accumulate
+    most = max(len(pack_ranked(arrays, i, config.length, None, config.accumulate)["tokens"]) for i in index)
+    return -(-most // parts) * parts
+
+
+def evaluate(rewards_GxK: np.ndarray, arrays: RankedArrays, config: RewardConfig) -> dict:
+    """Held-out accuracy, calibration and the "longer wins" baseline.
+
+    The temperature of the calibration is fitted on the even prompts and judged on the odd ones.
+    """
+    valid = arrays.lengths > 0
+    even, odd = (np.arange(len(valid)) % 2 == parity for parity in (0, 1))
+    every = calibration.make_pairs(arrays.scores, valid)
+    clear = calibration.make_pairs(arrays.scores, valid, config.clear_gap)
+    fitted = calibration.make_pairs(arrays.scores, valid & even[:, None])
+    judged = calibration.make_pairs(arrays.scores, valid & odd[:, None])
+    temperature = calibration.fit_temperature(fitted.difference(rewards_GxK))
+    raw, table = (
+        calibration.reliability(*calibration.confidence(judged.difference(rewards_GxK), t))
+        for t in (1.0, temperature)
+    )
+    lengths = arrays.lengths.astype(np.float64)
+    return {
+        "accuracy": calibration.pair_accuracy(rewards_GxK, every),
+        "accuracy_clear": calibration.pair_accuracy(rewards_GxK, clear),
+        "longer_wins_clear": calibration.pair_accuracy(lengths, clear),
+        "pairs": len(every.gap),
+        "pairs_clear": len(clear.gap),
+        "temperature": temperature,
+        "ece_raw": calibration.expected_calibration_error(raw),
+        "ece": calibration.expected_calibration_error(table),
+        "reliability": table,
+    }
+
+
+def bag_of_words_accuracy(groups: list[RankedReplies], arrays: RankedArrays, config: RewardConfig) -> float:
+    """Accuracy of the linear baseline on the clear held-out pairs of the rated texts."""
+    train = split_ratings(load_ratings())[0]
+    texts = [text for group in groups for text in group.completions]
+    flat = calibration.bag_of_words_scores([t.text for t in train], [t.mean for t in train], texts)
+    values, start = np.zeros(arrays.scores.shape), 0
+    for g, group in enumerate(groups):
+        values[g, : len(group.completions)] = flat[start : start + len(group.completions)]
+        start += len(group.completions)
+    valid = arrays.lengths > 0
+    return calibration.pair_accuracy(values, calibration.make_pairs(arrays.scores, valid, config.clear_gap))
+
+
+def run(config: RewardConfig, folder: Path) -> None:
+    """Trains the reward model and leaves it, centred on the demonstrations, in `folder`."""
+    folder = open_run(folder, config)
+    if stage_done(folder):
+        print(f"reward: already done in {folder}")
+        return
+    started, mesh = time.monotonic(), make_mesh(config.mesh)
+    base = load_model(config.base, mesh)
+    train_groups, heldout_groups = read_groups(config)
+    train = encode(train_groups, base.tokenizer, config, "training rankings")
+    heldout = encode(heldout_groups, base.tokenizer, config, "held-out rankings")
+    order = epoch_order(len(train.tokens), config)
+    rows = rows_needed(train, order, config)
+
+    definition = ModelDefinition(ScalarModel, trunk_config(base.definition.config, config.dropout))
+    key = jax.random.key(config.seed)
+    params = jax.jit(definition.initialise)(jax.random.fold_in(key, 0)) | {"decoder": base.params["decoder"]}
+    steps = len(order)
+    optimizer = make_optimizer(config.optimizer, steps, definition.axes)
+    state = create_state(definition, optimizer, mesh, params=params)
+    loss_fn = make_reward_loss(definition, config.margin_scale)
+    step = make_train_step(loss_fn, count_groups, optimizer, accumulate=config.accumulate)
+    print(
+        f"reward: {len(train.tokens)} prompts, {steps} steps of {rows} rows x {config.length} tokens",
+        flush=True,
+    )
+
+    def batch_at(number):
+        return place(pack_ranked(train, order[number], config.length, rows, config.accumulate), mesh)
+
+    settings = LoopSettings(
+        stage="reward",
+        folder=folder,
+        steps=steps,
+        save_every=config.save_every,
+        eval_every=0,
+        identity={"tokenizer": base.tokenizer.hash},
+        tokens_per_step=rows * config.length,
+        flops_per_token=matmul_flops_per_token(definition, config.length),
+        devices=config.mesh.size,
+    )
+    state = run_loop(state, compile_step(step, mesh), batch_at, jax.random.fold_in(key, 1), settings)
+
+    figures = evaluate(score_all(definition, state.params, heldout, config), heldout, config)
+    if config.source == "ratings":
+        figures["bag_of_words_clear"] = bag_of_words_accuracy(heldout_groups, heldout, config)
+    # The bias makes an average demonstration worth 0, so that rewards mean "better or worse than the data".
+    mean = score_all(definition, state.params, train, config)[train.lengths > 0].mean()
+    params = state.params | {"bias": state.params["bias"] - mean}
+    print(
+        f"reward: held-out accuracy {figures['accuracy']:.3f}, on clear pairs {figures['accuracy_clear']:.3f} "
+        f"(longer wins {figures['longer_wins_clear']:.3f}), ECE {figures['ece']:.3f}",
+        flush=True,
+    )
+    save_model(folder, "scalar", trunk_config(definition.config, 0.0), params, base.tokenizer)
+    seconds, tokens = time.monotonic() - started, steps * rows * config.length
+    mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})
+
+
+def trunk_config(config, dropout: float):
+    """The decoder's configuration with another dropout rate."""
+    import dataclasses
+
+    return dataclasses.replace(config, dropout=dropout)
+
+
+def encode(groups, tokenizer: Tokenizer, config: RewardConfig, name: str) -> RankedArrays:
+    """The rankings as arrays; completions that do not fit are counted and shown."""
+    bad_rows = BadRows()
+    arrays = encode_ranked(groups, tokenizer, config.length, config.k_max, bad_rows, name)
+    print(f"reward: {name}: {bad_rows.summary()}")
+    return arrays
+
+
+def epoch_order(count: int, config: RewardConfig) -> np.ndarray:
+    """Prompts of every step, `[steps, batch_size]`: each epoch shuffled anew, a last partial batch left out."""
+    rng = np.random.default_rng(config.seed)
+    per_epoch = count // config.batch_size
+    orders = [rng.permutation(count)[: per_epoch * config.batch_size] for _ in range(config.epochs)]
+    return np.concatenate(orders).reshape(-1, config.batch_size)

@@ -1,0 +1,70 @@
+"""Put a stage's state and step on the mesh: born sharded, donated, one jit."""
+
+import jax
+
+from gptjax.models.functional import ModelDefinition
+from gptjax.sharding.mesh import replicated
+from gptjax.sharding.rules import parameter_shardings
+from gptjax.training.step import TrainState
+
+
+def create_state(definition: ModelDefinition, optimizer, mesh, key=None, params=None) -> TrainState:
+    """A train state laid out on the mesh, from fresh or given parameters.
+
+    Args:
+        definition: the model.
+        optimizer: optax transformation.
+        mesh: from `make_mesh`.
+        key: initialises fresh parameters, directly in their shards.
+        params: parameters to start from instead; they are copied, since a train step gives its input away.
+    """
+    shardings = parameter_shardings(mesh, definition.abstract, definition.axes)
+    if params is None:
+        params = jax.jit(definition.initialise, out_shardings=shardings)(key)
+    else:
+        params = jax.tree.map(lambda x, s: jax.device_put(x.copy(), s), params, shardings)
+    return jax.jit(
+        lambda p: TrainState.create(p, optimizer),
+        out_shardings=state_shardings(definition, optimizer, mesh),
+    )(params)
+
+
+def state_shardings(definition: ModelDefinition, optimizer, mesh) -> TrainState:
+    """The sharding of every leaf of a train state.
+
+    Moments lie as their parameters do: a leaf of the optimiser's state that stands at the end of a
+    parameter's path and has its shape takes its sharding; counters are replicated.
+    """
+    shardings = parameter_shardings(mesh, definition.abstract, definition.axes)
+    abstract = jax.eval_shape(lambda p: TrainState.create(p, optimizer), definition.abstract)
+    known = {
+        tuple(_name(k) for k in path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(definition.abstract), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def one(path, leaf):
+        names = tuple(_name(k) for k in path)
+        for start in range(len(names)):
+            shape, sharding = known.get(names[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def compile_step(step, mesh):
+    """The jitted step; its state is donated, and the mesh is ambient while it is traced."""
+    jitted = jax.jit(step, donate_argnums=0)
+
+    def run(state, batch, key):
+        with jax.set_mesh(mesh):
+            return jitted(state, batch, key)
+
+    return run
+
+
+def _name(key) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))

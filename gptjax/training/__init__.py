@@ -1,0 +1,1 @@
+"""Train state, steps, optimisers, checkpoints and the loop; knows no model and no stage."""

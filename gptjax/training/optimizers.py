@@ -1,0 +1,127 @@
+"""Learning-rate schedules and optimisers, composed from optax."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gptjax.config import configclass
+
+
+@configclass
+class OptimizerConfig:
+    """One optimiser.
+
+    Attributes:
+        kind: "adamw", or "muon" (orthogonalised momentum on the hidden matrices, AdamW on embeddings,
+            heads, biases and gains; Jordan et al. 2024).
+        learning_rate: peak, reached after the warm-up.
+        schedule: "cosine" or "linear" fall from the peak to `final_fraction` of it at the last step;
+            "constant" stays at the peak; "noam" is `peak * min(sqrt(warmup / step), step / warmup)`
+            (Vaswani et al. 2017, section 5.3).
+        warmup_steps: steps of linear rise.
+        warmup_from: fraction of the peak at which the rise starts.
+        final_fraction: where cosine and linear end.
+        b1, b2, epsilon: Adam's moments and the term under its quotient.
+        weight_decay: decoupled, on matrices and embeddings only.
+        clip_norm: largest global norm of the gradient; None switches clipping off.
+        muon_learning_rate: peak of the hidden matrices' rate when kind is "muon".
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 6e-4
+    schedule: Literal["cosine", "linear", "constant", "noam"] = "cosine"
+    warmup_steps: int = 0
+    warmup_from: float = 0.0
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+    muon_learning_rate: float = 0.02
+
+    def __post_init__(self):
+        if self.schedule == "noam" and self.warmup_steps < 1:
+            raise ValueError("schedule 'noam' needs warmup_steps of at least 1")
+        if self.learning_rate <= 0 or self.muon_learning_rate <= 0:
+            raise ValueError("learning_rate and muon_learning_rate must be above 0")
+
+
+def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None) -> optax.Schedule:
+    """The learning rate as a function of the number of updates made so far.
+
+    Args:
+        config: names the shape.
+        steps: updates in the whole run.
+        peak: highest value; None takes `config.learning_rate`.
+
+    Returns:
+        int32 count -> float32 rate.
+    """
+    peak = config.learning_rate if peak is None else peak
+    warmup = config.warmup_steps
+    if config.schedule == "noam":
+
+        def noam(count):
+            step = count + 1.0
+            return peak * jnp.minimum(jnp.sqrt(warmup / step), step / warmup)
+
+        return noam
+    remaining = max(steps - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, remaining, config.final_fraction),
+        "linear": optax.linear_schedule(peak, peak * config.final_fraction, remaining),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if not warmup:
+        return after
+    rise = optax.linear_schedule(peak * config.warmup_from, peak, warmup)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, axes) -> optax.GradientTransformation:
+    """Clipping, moments, decay and schedule in one transformation.
+
+    Args:
+        config: see `OptimizerConfig`.
+        steps: updates in the whole run.
+        axes: tree of logical axis names, from which the maps that decay are derived.
+    """
+    schedule = make_schedule(config, steps)
+    decay_mask = jax.tree.map(lambda names: len(_own_axes(names)) >= 2, axes, is_leaf=_is_names)
+    update = optax.chain(
+        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+    if config.kind == "muon":
+        update = _with_muon(update, config, steps, axes)
+    if config.clip_norm is None:
+        return update
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def _with_muon(adam, config, steps, axes):
+    # A hidden map is a stacked matrix [N, inputs, outputs]; embeddings and heads keep Adam.
+    labels = jax.tree.map(
+        lambda names: "muon" if names[0] == "layers" and len(names) == 3 else "adam", axes, is_leaf=_is_names
+    )
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(
+            weight_dimension_numbers=lambda params: jax.tree.map(lambda _: matrix, params)
+        ),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(make_schedule(config, steps, config.muon_learning_rate)),
+    )
+    return optax.multi_transform({"muon": muon, "adam": adam}, labels)
+
+
+def _own_axes(names):
+    return [name for name in names if name != "layers"]
+
+
+def _is_names(leaf):
+    return isinstance(leaf, tuple)

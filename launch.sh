@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# The one door: makes .venv, installs what the command needs, runs it.
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+usage: ./launch.sh COMMAND [--dry-run] [ARGUMENTS]
+
+  quickstart [ARGUMENTS]    pretrain, fine-tune, learn a reward, align with PPO, report: from raw text to a chat
+                            model in about 15 minutes on a laptop; run again, it resumes. ARGUMENTS go to
+                            `gptjax train`, such as --pretrain.steps 100
+  test [ARGUMENTS]          the tests, offline; ARGUMENTS go to pytest
+  local -- COMMAND ...      any command inside the environment, such as: local -- gptjax chat runs/quickstart
+  --help                    this text
+
+  --dry-run                 print the commands instead of running them
+
+environment:
+  ACCELERATOR=cuda12|cuda13|tpu   install JAX for this accelerator (default: the CPU only)
+  PYTHON=/path/to/python          the Python to make .venv from (default: the newest of 3.13, 3.12, 3.11)
+USAGE
+}
+
+fail() { # fail CODE SENTENCE
+    echo "error: $2" >&2
+    exit "$1"
+}
+
+run() { # run COMMAND ...: runs it, or prints it under --dry-run
+    if [[ $dry_run == yes ]]; then
+        printf '%q ' "$@"
+        echo
+    else
+        "$@"
+    fi
+}
+
+is_new_enough() { # is_new_enough PYTHON
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    if [[ -n ${PYTHON:-} ]]; then
+        is_new_enough "$PYTHON" || fail 2 "PYTHON=$PYTHON is not a Python of version 3.11 or newer"
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3.13 python3.12 python3.11 python3; do
+        if is_new_enough "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail 2 "no Python 3.11 or newer was found: install one, or name it with PYTHON=/path/to/python"
+}
+
+make_environment() {
+    local python
+    if [[ -e .venv ]]; then
+        is_new_enough .venv/bin/python || fail 2 ".venv does not work any more: delete it and run again"
+        return
+    fi
+    python=$(find_python)
+    "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+        fail 2 "$python has no venv or no pip: install them (on Debian and Ubuntu: apt install python3-venv)"
+    [[ $dry_run == yes ]] || echo "making .venv with $("$python" --version)"
+    run "$python" -m venv .venv || {
+        rm -rf .venv
+        fail 2 "$python could not make .venv: see the lines above"
+    }
+}
+
+install() { # install EXTRAS: installs the package with these extras, unless that has been done
+    local extras=$1${ACCELERATOR:+,$ACCELERATOR} stamp log=.venv/install.log begun=$SECONDS
+    case ${ACCELERATOR:-} in
+    '' | cuda12 | cuda13 | tpu) ;;
+    *) fail 2 "ACCELERATOR=$ACCELERATOR is unknown: it is cuda12, cuda13 or tpu, or not set for the CPU" ;;
+    esac
+    make_environment
+    stamp=.venv/installed-$({ cat setup.cfg && echo "$extras"; } | cksum | tr ' ' '-')
+    [[ -e $stamp ]] && return
+    if [[ $dry_run == no ]]; then
+        echo "installing gptjax[$extras] into .venv (a minute or two, once)"
+        .venv/bin/python -m pip --version >/dev/null 2>&1 || fail 2 ".venv has no pip: delete it and run again"
+        .venv/bin/python -m pip install --disable-pip-version-check --no-input -e ".[$extras]" >"$log" 2>&1 || {
+            tail -n 15 "$log" >&2
+            fail 1 "the installation failed: its whole output is in $PWD/$log"
+        }
+        touch "$stamp"
+        echo "installed in $((SECONDS - begun)) s"
+    else
+        run .venv/bin/python -m pip install -e ".[$extras]"
+    fi
+}
+
+main() {
+    cd "$(dirname "${BASH_SOURCE[0]}")"
+    local command=${1:-}
+    dry_run=no
+    shift || true
+    if [[ ${1:-} == --dry-run ]]; then
+        dry_run=yes
+        shift
+    fi
+    case $command in
+    quickstart)
+        install data,report,chat
+        run .venv/bin/gptjax train experiments/quickstart.py --name quickstart "$@"
+        ;;
+    test)
+        install dev
+        run .venv/bin/python -m pytest "$@"
+        ;;
+    local)
+        [[ ${1:-} == -- && $# -gt 1 ]] || fail 2 "write: ./launch.sh local -- COMMAND ..."
+        shift
+        install data,report,chat
+        PATH=$PWD/.venv/bin:$PATH run "$@"
+        ;;
+    -h | --help | help) usage ;;
+    '')
+        usage >&2
+        exit 2
+        ;;
+    *) fail 2 "unknown command '$command': it is quickstart, test or local; see ./launch.sh --help" ;;
+    esac
+}
+
+main "$@"

@@ -1,0 +1,103 @@
+"""Preferences: both file formats, every fault counted, and the arrays a reward model reads."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gptjax.data.chat import render_prompt
+from gptjax.data.preferences import RankedReplies, encode_ranked, read_preferences
+from gptjax.data.quality import BadRows, DataError
+
+PROMPT = [{"role": "user", "content": "Say hello."}]
+
+
+def written(tmp_path, *rows):
+    file = tmp_path / "preferences.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_pair_is_read_with_the_chosen_above_the_rejected(tmp_path):
+    file = written(tmp_path, {"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."})
+    assert read_preferences(file) == [RankedReplies(PROMPT, ["Hello!", "No."], [1.0, 0.0])]
+
+
+def test_a_lower_rank_is_a_higher_score_and_equal_ranks_tie(tmp_path):
+    dialogue = [{"role": "system", "content": "Be kind."}, *PROMPT]
+    row = {"prompt": dialogue, "completions": ["a", "b", "c"], "ranking": [2, 1, 2]}
+    (group,) = read_preferences(written(tmp_path, row))
+    assert group.prompt == dialogue
+    assert group.scores[1] > group.scores[0] == group.scores[2]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"prompt": "p", "chosen": "a"}, "missing field"),
+        ({"chosen": "a", "rejected": "b"}, "missing field"),
+        ({"prompt": "p", "completions": ["a", "b"]}, "missing field"),
+        ({"prompt": "p", "chosen": "a", "rejected": " "}, "empty text"),
+        ({"prompt": " ", "chosen": "a", "rejected": "b"}, "empty text"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "malformed field"),
+        ({"prompt": "p", "chosen": "a", "rejected": ["b"]}, "malformed field"),
+        ({"prompt": "p", "completions": "ab", "ranking": [1, 2]}, "malformed field"),
+        ({"prompt": "p", "completions": ["a", "b"], "ranking": [1]}, "malformed field"),
+        ({"prompt": "p", "completions": ["a"], "ranking": [1]}, "malformed field"),
+        ({"prompt": "p", "completions": ["a", "b"], "ranking": [1, "2"]}, "malformed field"),
+        ({"prompt": "p", "completions": ["a", "b"], "ranking": [1, float("nan")]}, "malformed field"),
+        ({"prompt": "p", "chosen": "a", "rejected": "\ud800"}, "not UTF-8"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, "unknown role"),
+        (
+            {"prompt": [*PROMPT, {"role": "assistant", "content": "hi"}], "chosen": "a", "rejected": "b"},
+            "unknown role",
+        ),
+    ],
+)
+def test_each_fault_is_counted_and_named(tmp_path, row, kind):
+    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    rows = BadRows()
+    with pytest.raises(DataError, match=rf"preferences.jsonl:2 \({kind}\)"):
+        read_preferences(written(tmp_path, good, row), rows)
+    assert rows.counts == {kind: 1}
+
+
+def test_encoded_replies_are_the_prompt_the_reply_and_its_end(tokenizer):
+    groups = [
+        RankedReplies(PROMPT, ["Hello!", "No.", "Good day to you"], [2.5, -1.0, 0.7]),
+        RankedReplies(PROMPT, ["One", "Two"], [0.0, 1.0]),
+    ]
+    arrays = encode_ranked(groups, tokenizer, context_length=64, k_max=4)
+    assert arrays.tokens.shape == (2, 4, 64) and arrays.tokens.dtype == np.int32
+    assert arrays.lengths.dtype == np.int32
+    assert arrays.scores.dtype == np.float32
+    prompt = render_prompt(PROMPT, tokenizer)
+    for g, group in enumerate(groups):
+        for k, completion in enumerate(group.completions):
+            length = arrays.lengths[g, k]
+            ids = arrays.tokens[g, k, :length].tolist()
+            assert ids == [*prompt, *tokenizer.encode(completion), tokenizer.im_end_id]
+            assert (arrays.tokens[g, k, length:] == tokenizer.pad_id).all()
+    assert arrays.scores.tolist() == [[2.5, -1.0, np.float32(0.7), 0.0], [0.0, 1.0, 0.0, 0.0]]
+    assert (arrays.lengths[0, 3], arrays.lengths[1, 2], arrays.lengths[1, 3]) == (0, 0, 0)
+
+
+def test_a_reply_that_does_not_fit_is_left_out_and_counted(tokenizer):
+    long = RankedReplies(PROMPT, ["short", "word " * 100, "brief"], [1.0, 2.0, 3.0])
+    alone = RankedReplies(PROMPT, ["short", "word " * 100], [1.0, 2.0])
+    rows = BadRows()
+    for _ in range(10_000):
+        rows.good()
+    arrays = encode_ranked([long, alone], tokenizer, context_length=48, k_max=3, bad_rows=rows)
+    assert rows.counts == {"longer than the context": 2}
+    assert arrays.tokens.shape == (1, 3, 48)
+    assert (arrays.lengths[0] > 0).tolist() == [True, False, True]
+    assert arrays.scores[0].tolist() == [1.0, 0.0, 3.0]
+    with pytest.raises(DataError, match=r"my data:1 \(longer than the context\)"):
+        encode_ranked([long], tokenizer, context_length=48, k_max=3, source="my data")
+
+
+def test_more_replies_than_places_is_an_error(tokenizer):
+    group = RankedReplies(PROMPT, ["a", "b", "c"], [1.0, 2.0, 3.0])
+    with pytest.raises(DataError, match="raise k_max, which is 2"):
+        encode_ranked([group], tokenizer, context_length=64, k_max=2)
