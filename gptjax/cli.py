@@ -133,10 +133,10 @@ def _chat(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             settings = settings.set(name, getattr(options, name))
     _check_folder(options.run)
-    from gptjax.generation.engine import load_engine
+    from gptjax.serving.chat_model import load_chat_model
 
     use_compilation_cache()
-    chat(load_engine(options.run), settings)
+    chat(load_chat_model(options.run), settings)
     return 0
 
 

@@ -119,7 +119,7 @@ def advance(
         state: from `prefill` or an earlier `advance`.
         until: int32 scalar, at most T.
         sampling: how tokens are drawn.
-        stop_sequences: token sequences that end a reply; each at most T long.
+        stop_sequences: token sequences that end a reply; one longer than T never does.
     """
     model = definition.bind(params)
     B, T = state.tokens.shape
@@ -138,7 +138,7 @@ def advance(
         active_B = ~s.stopped
         tokens = s.tokens.at[:, s.step].set(jnp.where(active_B, drawn_B, s.tokens[:, s.step]))
         stopped = s.stopped
-        for sequence in stop_sequences:
+        for sequence in (s for s in stop_sequences if len(s) <= T):
             stopped = stopped | (ends_with(tokens, s.step, sequence) & active_B)
         seen = padded_BxS | ((slots_S >= P) & (slots_S <= P + s.step))[None]
         hidden, caches = model.decoder.extend(

@@ -1,5 +1,6 @@
 """Text in, text out: a trained model behind a chat or a batch of prompts."""
 
+import codecs
 from collections.abc import Iterator
 from functools import cached_property, lru_cache, partial
 
@@ -27,11 +28,11 @@ class TextEngine:
         """Args:
         definition, params: a language model.
         tokenizer: its tokenizer.
-        stop_sequences: token sequences that end a reply.
+        stop_sequences: token sequences that end a reply; where several match, the longest is cut off.
         """
         self._definition, self._params = definition, params
         self.tokenizer = tokenizer
-        self._stop = tuple(tuple(s) for s in stop_sequences)
+        self._stop = tuple(sorted((tuple(s) for s in stop_sequences), key=len, reverse=True))
         self.context_length = definition.config.context_length
 
     @cached_property
@@ -65,24 +66,27 @@ class TextEngine:
     def stream(self, prompt: list[int], sampling: SamplingConfig, seed: int = 0) -> Iterator[str]:
         """Pieces of the reply's text as they are drawn; together they are the whole reply.
 
-        Bytes of a character split over tokens are held back until it is complete.
+        Bytes of a character split over tokens are held back until it is complete, and so are tokens that
+        may turn out to begin a stop sequence.
         """
         start, go_on, _ = self._programs(sampling)
         tokens, mask = left_pad(
             [prompt], self.tokenizer.pad_id, self._padded_length([prompt], sampling.max_new_tokens)
         )
         state = start(self._params, tokens, mask, request_keys([seed]), new_tokens=sampling.max_new_tokens)
-        pending = b""
+        held, characters = [], codecs.getincrementaldecoder("utf-8")("replace")
         for count in range(1, sampling.max_new_tokens + 1):
             state = go_on(self._params, self._layers, state, jnp.int32(count))
+            held.append(int(state.tokens[0, count - 1]))
             if bool(state.stopped[0]):
+                held = self._without_stop(held)
                 break
-            pending += self.tokenizer.token_bytes(int(state.tokens[0, count - 1]))
-            text, pending = complete_characters(pending)
-            if text:
+            certain = len(held) - self._begun_stop(held)
+            ready, held = held[:certain], held[certain:]
+            if text := characters.decode(self._bytes(ready)):
                 yield text
-        if pending:
-            yield pending.decode("utf-8", "replace")
+        if text := characters.decode(self._bytes(held), final=True):
+            yield text
 
     def complete(
         self, prompts: list[list[int]], sampling: SamplingConfig, seeds: list[int], batch_size: int = 64
@@ -116,13 +120,10 @@ class TextEngine:
                 return reply[: -len(sequence)]
         return reply
 
+    def _begun_stop(self, reply: list[int]) -> int:
+        """How many of the last tokens are the beginning of a stop sequence."""
+        begun = (n for s in self._stop for n in range(1, len(s)) if tuple(reply[-n:]) == s[:n])
+        return max(begun, default=0)
 
-def complete_characters(data: bytes) -> tuple[str, bytes]:
-    """Splits bytes into the text of their complete UTF-8 characters and the rest (at most 3 bytes)."""
-    for kept in range(min(4, len(data) + 1)):
-        cut = len(data) - kept
-        try:
-            return data[:cut].decode("utf-8"), data[cut:]
-        except UnicodeDecodeError:
-            continue
-    return data.decode("utf-8", "replace"), b""
+    def _bytes(self, ids: list[int]) -> bytes:
+        return b"".join(map(self.tokenizer.token_bytes, ids))

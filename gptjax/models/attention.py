@@ -102,7 +102,7 @@ class Attention(nnx.Module):
     def __init__(self, config, rngs: nnx.Rngs):
         c = self.config = config
         linear = partial(Linear, bias=c.bias, dtype=c.compute_dtype, rngs=rngs)
-        into, kv_width = partial(linear, c.width, std=c.init_std), c.kv_heads * c.head_size
+        into, kv_width = partial(linear, c.width, std=c.init_std), c.key_heads * c.head_size
         self.query = into(c.heads * c.head_size, axes=("embed", "heads"))
         self.key = into(kv_width, axes=("embed", "kv_heads"))
         self.value = into(kv_width, axes=("embed", "kv_heads"))
@@ -124,8 +124,8 @@ class Attention(nnx.Module):
         """
         c = self.config
         q = self._split(self.query(x_BxLxD), c.heads)
-        k = self._split(self.key(x_BxLxD), c.kv_heads)
-        v = self._split(self.value(x_BxLxD), c.kv_heads)
+        k = self._split(self.key(x_BxLxD), c.key_heads)
+        v = self._split(self.value(x_BxLxD), c.key_heads)
         if rotation is not None:
             q, k = (apply_rotary(x, *rotation, c.rotary_pairing) for x in (q, k))
         if cache is not None:

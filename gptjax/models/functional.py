@@ -81,9 +81,9 @@ def matmul_flops_per_token(definition: ModelDefinition, length: int) -> float:
     `6 * (parameters in matrix products) + 12 N L D`, the last term for attention scores over a context
     of `length` (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B).
     """
-    config = definition.config
-    sizes = jax.tree.map(lambda leaf: int(np.prod(leaf.shape)), definition.abstract)
-    multiplied = sum(jax.tree.leaves(sizes)) - jax.tree.leaves(sizes["decoder"].get("positions", 0))[0]
-    if not getattr(config, "tied", True):
-        multiplied -= config.vocab_size * config.width
-    return 6.0 * multiplied + 12.0 * config.layers * length * config.width
+    config, decoder = definition.config, definition.abstract["decoder"]
+    looked_up = decoder["positions"].size if "positions" in decoder else 0
+    # A tied embedding is multiplied once, as the output matrix; a scalar model has no such matrix.
+    if not config.tied or "head" in definition.abstract:
+        looked_up += decoder["embedding"].size
+    return 6.0 * (definition.parameter_count - looked_up) + 12.0 * config.layers * length * config.width

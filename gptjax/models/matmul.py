@@ -16,8 +16,14 @@ from jax import lax
 
 
 def _product(a, b, contract, batch, dtype):
+    # Left to themselves, NVIDIA GPUs multiply float32 as TF32 and TPUs as bfloat16: three digits.
+    precision = lax.Precision.HIGHEST if dtype == "float32" else None
     return lax.dot_general(
-        a.astype(dtype), b.astype(dtype), (contract, batch), preferred_element_type=jnp.float32
+        a.astype(dtype),
+        b.astype(dtype),
+        (contract, batch),
+        precision=precision,
+        preferred_element_type=jnp.float32,
     )
 
 
@@ -26,7 +32,7 @@ def matmul(x_BxLxI: jax.Array, weight_IxO: jax.Array, dtype: str = "float32") ->
     """`x @ weight` with inputs in `dtype` and a float32 result.
 
     Args:
-        x_BxLxI: activations `[..., I]`, any float dtype.
+        x_BxLxI: activations, float32 `[..., I]`; their gradient is float32 too.
         weight_IxO: weights `[I, O]`.
         dtype: precision of the operands, "float32" or "bfloat16".
 

@@ -68,16 +68,12 @@ class DecoderConfig:
     remat: Literal["none", "dots", "full"] = "none"
 
     def __post_init__(self):
-        if self.kv_heads is None:
-            object.__setattr__(self, "kv_heads", self.heads)
-        if self.mlp_width is None:
-            object.__setattr__(self, "mlp_width", 4 * self.width)
         for name in ("vocab_size", "context_length", "width", "layers", "heads", "kv_heads", "mlp_width"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
-        if self.heads % self.kv_heads:
+        if self.heads % self.key_heads:
             raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
         if self.positions == "rotary" and self.head_size % 2:
             raise ValueError(f"rotary positions need an even head size, but width / heads = {self.head_size}")
@@ -88,6 +84,16 @@ class DecoderConfig:
     def head_size(self) -> int:
         """C, channels of one head."""
         return self.width // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        """K. Derived, so that a config with other `heads` replaced does not keep the old number."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def inner_width(self) -> int:
+        """F, derived for the same reason."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
 
     @property
     def residual_init_std(self) -> float:
@@ -109,10 +115,10 @@ class MLP(nnx.Module):
         c = config
         self.activation = c.activation
         linear = partial(Linear, bias=c.bias, dtype=c.compute_dtype, rngs=rngs)
-        enter = partial(linear, c.width, c.mlp_width, axes=("embed", "mlp"), std=c.init_std)
+        enter = partial(linear, c.width, c.inner_width, axes=("embed", "mlp"), std=c.init_std)
         self.up = enter()
         self.gate = enter() if c.activation == "swiglu" else None
-        self.down = linear(c.mlp_width, c.width, axes=("mlp", "embed"), std=c.residual_init_std)
+        self.down = linear(c.inner_width, c.width, axes=("mlp", "embed"), std=c.residual_init_std)
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         h_BxLxF = self.up(x_BxLxD)
@@ -217,7 +223,7 @@ class Decoder(nnx.Module):
         """One empty `KVCache` a layer, in the compute precision."""
         c = self.config
         return [
-            KVCache.empty(batch, c.kv_heads, slots, c.head_size, c.compute_dtype) for _ in range(c.layers)
+            KVCache.empty(batch, c.key_heads, slots, c.head_size, c.compute_dtype) for _ in range(c.layers)
         ]
 
     def _embed(self, tokens_BxL, positions_BxL):

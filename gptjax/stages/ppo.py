@@ -94,7 +94,7 @@ class PpoConfig:
     ptx_coef: float = 0.0
     ptx_rows: int = 8
     ptx_length: int = 128
-    corpora: dict[str, float] = {}
+    corpora: dict[str, float]
     ema_decay: float = 0.992
     optimizer: OptimizerConfig = OptimizerConfig()
     value_optimizer: OptimizerConfig = OptimizerConfig()

@@ -138,7 +138,7 @@ def run_loop(
                     log(*pending)
                     pending = None
                     checkpoints.save(number, state)
-                if stop.received and not last:
+                if stop.received:
                     checkpoints.close()
                     message = f"{settings.stage}: saved at step {number} after SIGTERM; run again to resume"
                     print(message, flush=True)

@@ -17,7 +17,7 @@ class OptimizerConfig:
         kind: "adamw", or "muon" (orthogonalised momentum on the hidden matrices, AdamW on embeddings,
             heads, biases and gains; Jordan et al. 2024).
         learning_rate: peak, reached after the warm-up.
-        schedule: "cosine" or "linear" fall from the peak to `final_fraction` of it at the last step;
+        schedule: "cosine" or "linear" fall from the peak to `final_fraction` of it when the run ends;
             "constant" stays at the peak; "noam" is `peak * min(sqrt(warmup / step), step / warmup)`
             (Vaswani et al. 2017, section 5.3).
         warmup_steps: steps of linear rise.

@@ -1,0 +1,67 @@
+"""A fine-tuned model that answers messages: ChatML around the text engine."""
+
+from collections.abc import Generator
+from pathlib import Path
+
+from gptjax.config import ConfigError
+from gptjax.data.chat import Messages, render_prompt
+from gptjax.generation.engine import TextEngine
+from gptjax.generation.sampling import SamplingConfig
+from gptjax.sharding.mesh import MeshConfig, make_mesh
+from gptjax.stages.handover import load_model
+
+
+class ChatModel:
+    """Replies to dialogues.
+
+    Attributes:
+        context_length: most tokens of dialogue and reply together.
+    """
+
+    def __init__(self, engine: TextEngine):
+        self._engine = engine
+        self.context_length = engine.context_length
+
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> Generator[str, None, None]:
+        """The reply in pieces, as they are drawn; sampling as in `SamplingConfig`."""
+        prompt = render_prompt(messages, self._engine.tokenizer)
+        room = max(1, min(max_new_tokens, self.context_length - len(prompt)))
+        sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=room)
+        yield from self._engine.stream(prompt, sampling, seed)
+
+    def replies(self, dialogues: list[Messages], sampling: SamplingConfig, seeds: list[int]) -> list[str]:
+        """The replies to many dialogues, one seed each."""
+        prompts = [render_prompt(messages, self._engine.tokenizer) for messages in dialogues]
+        return self._engine.complete(prompts, sampling, seeds)
+
+    def prompt_length(self, messages: Messages) -> int:
+        """Tokens that the messages take as a prompt."""
+        return len(render_prompt(messages, self._engine.tokenizer))
+
+
+# Where a run's chat model lies: a single stage's own folder, or the last aligned stage of a road.
+MODEL_FOLDERS = (".", "ppo", "finetune")
+
+
+def load_chat_model(run: str | Path) -> ChatModel:
+    """The newest chat model of a run folder.
+
+    Raises:
+        ConfigError: the run has none yet.
+    """
+    for name in MODEL_FOLDERS:
+        folder = Path(run) / name
+        if (folder / "model" / "model.json").exists():
+            model = load_model(folder, make_mesh(MeshConfig()))
+            stop = ((model.tokenizer.im_end_id,), (model.tokenizer.end_of_text_id,))
+            return ChatModel(TextEngine(model.definition, model.params, model.tokenizer, stop))
+    raise ConfigError(f"{run} holds no finished chat model yet: let its fine-tuning stage run to the end")

@@ -1,0 +1,205 @@
+"""The whole road: pretrain, fine-tune, learn a reward, align with PPO, and judge what came of it."""
+
+import dataclasses
+import json
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.config import configclass
+from gptjax.data.chat import Messages, read_dialogues
+from gptjax.evaluation.judge import on_topic
+from gptjax.generation.engine import TextEngine
+from gptjax.generation.sampling import SamplingConfig
+from gptjax.runs import mark_done, open_run, read_done, stage_done, write_json_atomic
+from gptjax.serving.chat_model import ChatModel
+from gptjax.sharding.mesh import make_mesh
+from gptjax.stages import finetune, ppo, pretrain, reward
+from gptjax.stages.finetune import FinetuneConfig
+from gptjax.stages.handover import load_model
+from gptjax.stages.ppo import PpoConfig
+from gptjax.stages.pretrain import PretrainConfig
+from gptjax.stages.reward import RewardConfig
+
+
+@configclass
+class RoadConfig:
+    """The stages in sequence; each takes its base from the one before it.
+
+    Attributes:
+        seed: root of all randomness, handed to every stage.
+        pretrain, finetune, reward, ppo: see their classes. PPO runs twice, with and without `ptx_coef`.
+        chat_sampling: how chat replies are drawn when they are judged.
+    """
+
+    seed: int = 0
+    pretrain: PretrainConfig
+    finetune: FinetuneConfig
+    reward: RewardConfig
+    ppo: PpoConfig
+    chat_sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=48)
+
+
+def stage_configs(config: RoadConfig, folder: Path) -> dict[str, tuple]:
+    """Folder name -> (stage module, configuration with seed and bases filled in)."""
+    seeded = {"seed": config.seed}
+    without_ptx = dataclasses.replace(config.ppo, ptx_coef=0.0)
+    after = {"policy": str(folder / "finetune"), "reward": str(folder / "reward"), **seeded}
+    return {
+        "pretrain": (pretrain, dataclasses.replace(config.pretrain, **seeded)),
+        "finetune": (
+            finetune,
+            dataclasses.replace(config.finetune, base=str(folder / "pretrain"), **seeded),
+        ),
+        "reward": (reward, dataclasses.replace(config.reward, base=str(folder / "finetune"), **seeded)),
+        "ppo": (ppo, dataclasses.replace(config.ppo, **after)),
+        "ppo_without_ptx": (ppo, dataclasses.replace(without_ptx, **after)),
+    }
+
+
+def run(config: RoadConfig, folder: Path) -> None:
+    """Runs what is not done yet, then judges, reports and says what to try next."""
+    from gptjax.evaluation.report import result_table, write_report
+
+    folder = open_run(folder, config)
+    stages = stage_configs(config, folder)
+    for number, (name, (stage, stage_config)) in enumerate(stages.items(), 1):
+        print(f"\n[{number}/{len(stages)}] {name}", flush=True)
+        stage.run(stage_config, folder / name)
+    if not stage_done(folder):
+        print("\njudging the result", flush=True)
+        write_json_atomic(folder / "results.json", judge(config, folder))
+        summaries = [read_done(folder / name) for name in stages]
+        mark_done(folder, {key: sum(s[key] for s in summaries) for key in ("seconds", "tokens")})
+    report = write_report([folder])
+    print(f"\n{result_table(json.loads((folder / 'results.json').read_text('utf-8')))}")
+    print(f"\nreport: {report}")
+    print("next:")
+    print(f"  gptjax chat {folder}                 talk to it")
+    print(f"  gptjax report {folder}               write the report again")
+    print("  gptjax train experiments/quickstart.py --help   every setting of this run")
+
+
+def judge(config: RoadConfig, folder: Path) -> dict:
+    """Everything the report shows: figures against their bars, samples, transcripts, curves of trade-offs."""
+    done = {name: read_done(folder / name)["heldout"] for name in stage_configs(config, folder)}
+    models = {name: load_chat(config, folder / name) for name in ("pretrain", "finetune", "ppo")}
+    transcripts = chat_test(models["ppo"], config.chat_sampling)
+    return {
+        "figures": [
+            *pretraining_figures(done["pretrain"]),
+            *reward_figures(done["reward"]),
+            *ppo_figures(done["ppo"], done["ppo_without_ptx"]),
+            chat_figure(transcripts),
+        ],
+        "samples": side_by_side(config, folder, models),
+        "transcripts": transcripts,
+        "reliability": done["reward"]["reliability"],
+        "reward_vs_kl": reward_against_kl(folder / "ppo" / "metrics.jsonl"),
+    }
+
+
+def figure(name: str, value: float, bar: str, met: bool | None, detail: str = "") -> dict:
+    """One row of the result table; `met` None is reported without a bar."""
+    return {"name": name, "value": value, "bar": bar, "met": met, "detail": detail}
+
+
+def pretraining_figures(heldout: dict) -> list[dict]:
+    """Bits per byte beside the compressors'; the short documentation text is reported without a bar."""
+    rows = []
+    for source, f in heldout.items():
+        bar, met = min(f["xz"], f["bz2"]), None
+        if source in ("shakespeare", "ratings"):
+            met = f["bits_per_byte"] < bar
+        detail = f"xz {f['xz']:.3f}, bz2 {f['bz2']:.3f}"
+        rows.append(
+            figure(f"pretrain: bits per byte, {source}", f["bits_per_byte"], f"< {bar:.3f}", met, detail)
+        )
+    return rows
+
+
+def reward_figures(heldout: dict) -> list[dict]:
+    """Accuracy on clear held-out pairs and calibration."""
+    accuracy, ece = heldout["accuracy_clear"], heldout["ece"]
+    detail = f"longer wins {heldout['longer_wins_clear']:.3f}"
+    if "bag_of_words_clear" in heldout:
+        detail += f", linear bag of words {heldout['bag_of_words_clear']:.3f}"
+    detail += f"; all pairs {heldout['accuracy']:.3f}"
+    return [
+        figure("reward: accuracy, clear held-out pairs", accuracy, ">= 0.76", accuracy >= 0.76, detail),
+        figure("reward: calibration error (ECE)", ece, "<= 0.08", ece <= 0.08, f"raw {heldout['ece_raw']:.3f}"),
+    ]
+
+
+def ppo_figures(with_ptx: dict, without: dict) -> list[dict]:
+    """What PPO won and what it cost, with and without the pretraining gradient."""
+    rows = []
+    for name, f in (("PPO-ptx", with_ptx), ("PPO", without)):
+        before, after = f["reference"], f["policy"]
+        gain = after["lexicon"] - before["lexicon"]
+        variety = after["distinct_2"] / max(before["distinct_2"], 1e-9)
+        shown = f"{before['lexicon']:+.3f} -> {after['lexicon']:+.3f}, KL {f['kl']:.1f} nats per reply"
+        rows.append(figure(f"{name}: gain in lexicon score", gain, ">= 0.30", gain >= 0.30, shown))
+        shown = f"distinct-2 {before['distinct_2']:.3f} -> {after['distinct_2']:.3f}"
+        rows.append(figure(f"{name}: share of variety kept", variety, ">= 0.50", variety >= 0.5, shown))
+        if "text_loss" in after:
+            loss = after["text_loss"] / before["text_loss"] - 1
+            shown = f"{before['text_loss']:.3f} -> {after['text_loss']:.3f} nats per token"
+            bar, met = ("<= 0.05", loss <= 0.05) if name == "PPO-ptx" else ("", None)
+            rows.append(figure(f"{name}: rise of held-out text loss", loss, bar, met, shown))
+    return rows
+
+
+def chat_figure(transcripts: list[dict]) -> dict:
+    """How many reworded questions were answered on topic."""
+    count, bar = sum(t["on_topic"] for t in transcripts), 0.6 * len(transcripts)
+    detail = f"of {len(transcripts)} reworded questions"
+    return figure("chat: answers on topic", count, f">= {bar:.0f}", count >= bar, detail)
+
+
+def load_chat(config: RoadConfig, folder: Path) -> ChatModel:
+    """The model a stage left, behind the chat interface."""
+    model = load_model(folder, make_mesh(config.ppo.mesh))
+    stop = ((model.tokenizer.im_end_id,), (model.tokenizer.end_of_text_id,))
+    return ChatModel(TextEngine(model.definition, model.params, model.tokenizer, stop))
+
+
+def chat_test(model: ChatModel, sampling: SamplingConfig) -> list[dict]:
+    """Answers to bundled questions that reword questions of the training dialogues."""
+    file = resources.files("gptjax.assets") / "chat_questions.json"
+    questions = json.loads(file.read_text(encoding="utf-8"))
+    dialogues = [[{"role": "user", "content": q["question"]}] for q in questions]
+    replies = model.replies(dialogues, sampling, list(range(len(dialogues))))
+    return [
+        {
+            "question": q["question"],
+            "reply": reply,
+            "keywords": q["keywords"],
+            "on_topic": on_topic(reply, q["keywords"]),
+        }
+        for q, reply in zip(questions, replies, strict=True)
+    ]
+
+
+def side_by_side(config: RoadConfig, folder: Path, models: dict[str, ChatModel], count: int = 8) -> list[dict]:
+    """The same held-out prompts after pretraining, fine-tuning and PPO, drawn with the same seeds."""
+    chat = read_dialogues("chatterbot", split="heldout")
+    chosen = np.random.default_rng(config.seed).permutation(len(chat))[: count // 2]
+    prompts: list[Messages] = [chat[i][:1] for i in chosen]
+    prompts += [
+        [{"role": "user", "content": text}]
+        for text in ("Write a movie review.", "Write a tweet.", "Write a product review.")
+    ]
+    seeds = list(range(len(prompts)))
+    replies = {name: model.replies(prompts, config.ppo.sampling, seeds) for name, model in models.items()}
+    return [
+        {"prompt": messages[-1]["content"]} | {name: replies[name][i].strip() for name in replies}
+        for i, messages in enumerate(prompts)
+    ]
+
+
+def reward_against_kl(metrics: Path) -> list[dict]:
+    """KL to the reference and mean score of every PPO iteration."""
+    rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    return [{"kl": r["objective/kl"], "score": r["objective/scores"]} for r in rows if "objective/kl" in r]
