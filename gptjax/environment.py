@@ -113,7 +113,7 @@ def warnings(backend: str, present: list[str], packages: Mapping[str, str]) -> l
         if plugin in packages and packages[plugin] != packages.get("jaxlib"):
             extra = plugin.split("-")[1]
             sentences.append(
-                f"{plugin} {packages[plugin]} does not fit jaxlib {packages.get('jaxlib')}, so JAX ignores the GPU:"
+                f"{plugin} {packages[plugin]} does not fit jaxlib {packages.get('jaxlib')}: no GPU is used;"
                 f" install both together with ACCELERATOR={extra} ./launch.sh quickstart"
             )
     if backend != "cpu":

@@ -2,6 +2,6 @@
 
 
 class UserError(Exception):
-    """An error whose message is a sentence for the user; the command line prints it and exits with `exit_code`."""
+    """An error whose message is a sentence for the user; the command line exits with its `exit_code`."""
 
     exit_code = 1

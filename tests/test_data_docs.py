@@ -1,21 +1,17 @@
 """The page about the data is true: its examples run and its figures are those of the readers."""
 
-import re
-from pathlib import Path
-
 import pytest
+from documentation import PAGES, run_examples
 
 from gptjax.data.chat import EXCLUDED, chatterbot, read_dialogues
 from gptjax.data.corpora import BUNDLED, read_documents
 from gptjax.data.quality import KINDS, BadRows
 
-PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = PAGES["docs/data.md"]
 
 
 def test_the_examples_run_in_order(capsys):
-    names = {}
-    for example in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(example, names)
+    run_examples("docs/data.md", {})
     printed = capsys.readouterr().out
     assert "shakespeare/hamlet" in printed
     assert "scores=[-2.0, -1.0]" in printed

@@ -189,7 +189,7 @@ def pack_ranked(
 
 
 def _first_fit(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Row and first column of each item `[G, K]`, and the number of rows used; a length of 0 takes no room."""
+    """Row and first column of each item `[G, K]`, and the number of rows; a length of 0 takes no room."""
     row, start = np.zeros(lengths.shape, np.int32), np.zeros(lengths.shape, np.int32)
     room = np.full(lengths.size, row_length)
     for flat in np.argsort(-lengths, axis=None, kind="stable"):

@@ -1,4 +1,4 @@
-"""Noisy copies of questions, so that a small model answers to a question's words and not to its exact form."""
+"""Noisy copies of questions: a small model shall answer to a question's words, not to its exact form."""
 
 import re
 

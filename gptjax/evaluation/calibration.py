@@ -73,7 +73,7 @@ def expected_calibration_error(table: list[dict]) -> float:
 
 
 def confidence(difference_P: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Probability the model gives to the completion it prefers, and whether the humans agree: `[P]`, `[P]`."""
+    """Probability given to the completion the model prefers, and whether the humans agree: `[P]` each."""
     probability = 1 / (1 + np.exp(-np.abs(difference_P) / temperature))
     return probability, difference_P > 0
 

@@ -8,31 +8,37 @@ from gptjax.config import ConfigError
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_DASHES = ("-", "--", ":")
 Series = Sequence[tuple[float, float]]
 
 
 def curves(panels: Mapping[str, Mapping[str, Series]]) -> str:
-    """A grid of panels, three a row; each maps a label to its (step, value) points."""
+    """A grid of panels, three a row; each maps a label to its (step, value) points.
+
+    A label has the same colour and dashes in every panel, and one legend below explains them all.
+    """
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(3.6 * columns, 2.5 * rows)
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    figure = _figure(3.6 * columns, 2.5 * rows + 0.3)
+    shown = {}
     for i, (name, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        for colour, (label, points) in zip(_COLOURS * len(lines), lines.items(), strict=False):
+        for label, points in lines.items():
             steps, values = zip(*points, strict=True)
-            axes.plot(
-                steps,
-                values,
-                color=colour,
-                linewidth=1.3,
-                label=label,
-                marker="." if len(steps) < 8 else None,
+            round_, colour = divmod(labels.index(label), len(_COLOURS))
+            style = {"color": _COLOURS[colour], "linestyle": _DASHES[round_ % len(_DASHES)]}
+            (shown[label],) = axes.plot(
+                steps, values, linewidth=1.2, marker="." if len(steps) < 8 else "", **style
             )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
-        if len(lines) > 1:
-            axes.legend(fontsize=7, frameon=False)
         _plain(axes)
+    named = {label: line for label, line in shown.items() if label}
+    if named:
+        figure.legend(
+            named.values(), named, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+        )
     return _svg(figure)
 
 

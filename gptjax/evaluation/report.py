@@ -22,6 +22,7 @@ from gptjax.training.metrics import read_metrics
 
 # The order of the road; other stages follow by name.
 _STAGES = ("pretrain", "finetune", "reward", "ppo", "ppo_without_ptx")
+_TRANSCRIPTS = 10
 _FAMILIES = ("loss", "bits_per_byte", "accuracy")
 
 
@@ -139,7 +140,7 @@ def _what_was_run(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
     )
     present = [fact for fact in facts if any(fact in run.environment for run in runs)]
     rows = [[fact, *(run.environment.get(fact, "") for run in runs)] for fact in present]
-    yield Table(("", *(names if len(runs) > 1 else [""])), rows)
+    yield Table(("", *(names if len(runs) > 1 else ["this run"])), rows)
 
 
 def _figure_rows(results: Sequence[Mapping], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -153,7 +154,7 @@ def _figure_rows(results: Sequence[Mapping], columns: Sequence[str]) -> tuple[li
         verdict = "" if not verdicts else "met" if all(verdicts) else "missed"
         values = [_number(figure["value"]) if figure else "" for figure in found]
         rows.append([name, *values, _number(known[0]["bar"]), verdict, str(known[0].get("detail") or "")])
-    return ["figure", *columns, "bar", "", "detail"], rows
+    return ["figure", *columns, "bar", "verdict", "detail"], rows
 
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
@@ -169,7 +170,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
             for variant in variants:
                 labels = [name] * (len(runs) > 1) + [variant] * (len(variants) > 1)
                 for metric, points in _series(run.metrics.get(variant, [])).items():
-                    panel, line = _panel(metric)
+                    panel, line = _panel(metric) if len(variants) == 1 else (metric, "")
                     panels.setdefault(panel, {})[" ".join([*labels, line]).strip()] = points
         if panels:
             yield Heading(f"Curves: {stage}")
@@ -203,7 +204,12 @@ def _texts(run: Run) -> Iterator[Block]:
     transcripts = run.results.get("transcripts", [])
     if transcripts:
         yield Heading("Questions in new wording")
-        yield Paragraph("A reply is on topic when it holds one of the keywords.")
+        shown = transcripts[:: max(1, len(transcripts) // _TRANSCRIPTS)][:_TRANSCRIPTS]
+        count = sum(entry["on_topic"] for entry in transcripts)
+        yield Paragraph(
+            f"{count} of {len(transcripts)} replies are on topic: they hold one of the keywords. "
+            f"{len(shown)} of them, evenly spaced:"
+        )
         rows = [
             [
                 entry["question"],
@@ -211,7 +217,7 @@ def _texts(run: Run) -> Iterator[Block]:
                 ", ".join(entry["keywords"]),
                 "yes" if entry["on_topic"] else "no",
             ]
-            for entry in transcripts
+            for entry in shown
         ]
         yield Table(("question", "reply", "keywords", "on topic"), rows)
 

@@ -227,7 +227,9 @@ class Decoder(nnx.Module):
         ]
 
     def _embed(self, tokens_BxL, positions_BxL):
-        x_BxLxD = self.embedding[...][tokens_BxL]
+        # Rows are gathered from a table that is whole along the width: batch and width share the mesh axis
+        # `fsdp`, and a lookup can be split along one of them only.
+        x_BxLxD = constrain(self.embedding[...], ("vocab", None))[tokens_BxL]
         if self.positions is not None:
             x_BxLxD = x_BxLxD + self.positions[...][positions_BxL]
         return constrain(x_BxLxD, ("batch", "length", None))

@@ -62,7 +62,7 @@ def parameter_shardings(mesh: Mesh, abstract, axes):
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Tell the partitioner how an activation lies on the ambient mesh (`jax.set_mesh`); no mesh, no effect."""
+    """Tell the partitioner how an activation lies on the ambient mesh; without a mesh nothing happens."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))

@@ -41,7 +41,7 @@ class FinetuneConfig:
         base: run folder of the pretrained model.
         dialogues: source -> weight. A source is "chatterbot", "ratings" (each rated text as the reply to its
             instruction), or a path to JSONL with `messages`.
-        rewordings: noisy copies of each dialogue that join the original (`data/rewording.py`); not of ratings.
+        rewordings: noisy copies of each dialogue that join it (`data/rewording.py`); not of ratings.
         optimizer, mesh: see their classes.
         dropout: rate during fine-tuning (InstructGPT: 0.2 on residuals).
         length: tokens per row.
@@ -74,27 +74,22 @@ def read_source(name: str, split: str, bad_rows: BadRows, seed: int) -> list[Mes
 
 
 def encode_dialogues(dialogues: list[Messages], tokenizer: Tokenizer, length: int, source: str):
-    """ChatML ids and loss masks, cut at the last whole exchange that fits `length` + 1 ids.
+    """ChatML ids and loss masks; what goes beyond `length` + 1 ids is cut off, counted and shown.
 
-    Dialogues whose first exchange does not fit are bad rows.
+    A dialogue whose first question leaves no room for an answer is a bad row.
     """
     bad_rows, examples, cut = BadRows(), [], 0
     for number, messages in enumerate(dialogues, 1):
-        kept = messages
-        example = render_dialogue(kept, tokenizer)
-        while len(example[0]) > length + 1 and len(kept) > 3:
-            kept = kept[:-2]
-            example = render_dialogue(kept, tokenizer)
-        cut += len(kept) < len(messages)
-        if len(example[0]) > length + 1:
+        ids, mask = render_dialogue(messages, tokenizer)
+        cut += len(ids) > length + 1
+        ids, mask = ids[: length + 1], mask[: length + 1]
+        if not any(mask):
             bad_rows.add("longer than the context", source, number)
             continue
         bad_rows.good()
-        examples.append(example)
+        examples.append((ids, mask))
     bad_rows.check()
-    print(
-        f"finetune: {source}: {len(examples)} dialogues, {cut} cut to fit, {bad_rows.summary()}", flush=True
-    )
+    print(f"finetune: {source}: {len(examples)} dialogues, {cut} cut to fit, {bad_rows.summary()}")
     return examples
 
 

@@ -65,8 +65,8 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh) -> TrainedModel:
     tokenizer = Tokenizer.load(source / "tokenizer.model")
     if tokenizer.hash != facts["tokenizer_hash"]:
         raise ConfigError(
-            f"{source / 'tokenizer.model'} has the hash {tokenizer.hash[:16]}..., but the model was trained with "
-            f"{facts['tokenizer_hash'][:16]}...: put the original tokenizer back"
+            f"{source / 'tokenizer.model'} has the hash {tokenizer.hash[:16]}..., but the model was "
+            f"trained with {facts['tokenizer_hash'][:16]}...: put the original tokenizer back"
         )
     definition = ModelDefinition(KINDS[facts["kind"]], from_json(facts["config"]))
     shardings = parameter_shardings(mesh, definition.abstract, definition.axes)

@@ -63,7 +63,7 @@ class PpoConfig:
         missing_eos, missing_eos_penalty: what happens to the score of a reply that never ends.
         ptx_coef: weight of the language-model gradient; 0 is plain PPO (InstructGPT: 27.8).
         ptx_rows, ptx_length: text rows per minibatch, tokens per row.
-        corpora: source -> weight of the text; "chatterbot" and "ratings dialogues" are the rows of fine-tuning.
+        corpora: source -> weight of the text, as in pretraining; its held-out part is measured at the end.
         ema_decay: of the averaged policy, which is what is kept; 0 keeps the last one.
         optimizer, value_optimizer, mesh, save_every, seed: as elsewhere.
         eval_prompts: held-out prompts answered at the end.

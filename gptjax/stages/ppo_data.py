@@ -40,7 +40,7 @@ def encode_prompts(prompts: list[Messages], tokenizer, longest: int) -> list[lis
 
 
 def prompt_rows(prompts: list[Messages], tokenizer, config):
-    """`batch_at(iteration)`: left-padded prompts {"tokens" int32 [B, P], "mask" bool [B, P]} of this process."""
+    """`batch_at(iteration)`: left-padded prompts, "tokens" int32 `[B, P]` and "mask" bool `[B, P]`."""
     encoded = encode_prompts(prompts, tokenizer, config.prompt_length)
     tokens, mask = left_pad(encoded, tokenizer.pad_id, config.prompt_length)
     source = {"prompts": {"tokens": tokens, "mask": mask}}

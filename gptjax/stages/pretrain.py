@@ -53,6 +53,7 @@ class PretrainConfig:
         z_loss: coefficient of the squared log-normaliser (Chowdhery et al. 2022, section 5).
         loss_chunk: tokens whose logits are held at once.
         save_every: steps between checkpoints.
+        eval_every: steps between measurements on a little held-out text; 0 measures only at the end.
         heldout_bytes: how much of each source's held-out text is measured.
         seed: root of all randomness.
     """
@@ -69,7 +70,8 @@ class PretrainConfig:
     z_loss: float = 0.0
     loss_chunk: int = 1024
     save_every: int = 500
-    heldout_bytes: int = 100_000
+    eval_every: int = 100
+    heldout_bytes: int = 1_000_000
     seed: int = 0
 
     def __post_init__(self):
@@ -109,6 +111,15 @@ def token_rows(config: PretrainConfig, documents: dict[str, list[Document]], tok
             partial.rename(file)
         rows[source] = np.load(file, mmap_mode="r")
     return rows
+
+
+def glance_rows(heldout: dict[str, list[Document]], tokenizer: Tokenizer, config: PretrainConfig):
+    """A batch of rows of each source's held-out text, for the curves."""
+    limit = 3 * config.batch_size * config.length
+    return {
+        name: heldout_rows(first_bytes([d.text for d in documents], limit), tokenizer, config.length)
+        for name, documents in heldout.items()
+    }
 
 
 def evaluate(sum_loss, params, config: PretrainConfig, tokenizer, train, heldout) -> dict:
@@ -166,15 +177,23 @@ def run(config: PretrainConfig, folder: Path) -> None:
         folder=folder,
         steps=config.steps,
         save_every=config.save_every,
-        eval_every=0,
+        eval_every=config.eval_every,
         identity={"tokenizer": tokenizer.hash},
         tokens_per_step=tokens_per_step,
         flops_per_token=matmul_flops_per_token(definition, config.length),
         devices=config.mesh.size,
     )
-    state = run_loop(state, compile_step(step, mesh), batch_at, jax.random.fold_in(key, 1), settings)
+    sum_loss = make_sum_loss(definition)
+    glance = glance_rows(heldout, tokenizer, config)
 
-    figures = evaluate(make_sum_loss(definition), state.params, config, tokenizer, train, heldout)
+    def watch(state):
+        losses = {n: mean_loss(sum_loss, state.params, rows, config.batch_size) for n, rows in glance.items()}
+        return {f"heldout/{name}": loss for name, loss in losses.items()}
+
+    run_key = jax.random.fold_in(key, 1)
+    state = run_loop(state, compile_step(step, mesh), batch_at, run_key, settings, watch)
+
+    figures = evaluate(sum_loss, state.params, config, tokenizer, train, heldout)
     save_model(folder, "language", config.model, state.params, tokenizer)
     seconds, tokens = time.monotonic() - started, config.steps * tokens_per_step
     mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})

@@ -93,7 +93,7 @@ def judge(config: RoadConfig, folder: Path) -> dict:
             *ppo_figures(done["ppo"], done["ppo_without_ptx"]),
             chat_figure(transcripts),
         ],
-        "samples": side_by_side(config, folder, models),
+        "samples": side_by_side(config, models),
         "transcripts": transcripts,
         "reliability": done["reward"]["reliability"],
         "reward_vs_kl": reward_against_kl(folder / "ppo" / "metrics.jsonl"),
@@ -128,7 +128,9 @@ def reward_figures(heldout: dict) -> list[dict]:
     detail += f"; all pairs {heldout['accuracy']:.3f}"
     return [
         figure("reward: accuracy, clear held-out pairs", accuracy, ">= 0.76", accuracy >= 0.76, detail),
-        figure("reward: calibration error (ECE)", ece, "<= 0.08", ece <= 0.08, f"raw {heldout['ece_raw']:.3f}"),
+        figure(
+            "reward: calibration error (ECE)", ece, "<= 0.08", ece <= 0.08, f"{heldout['ece_raw']:.3f} raw"
+        ),
     ]
 
 
@@ -182,10 +184,10 @@ def chat_test(model: ChatModel, sampling: SamplingConfig) -> list[dict]:
     ]
 
 
-def side_by_side(config: RoadConfig, folder: Path, models: dict[str, ChatModel], count: int = 8) -> list[dict]:
+def side_by_side(config: RoadConfig, models: dict[str, ChatModel], questions: int = 4) -> list[dict]:
     """The same held-out prompts after pretraining, fine-tuning and PPO, drawn with the same seeds."""
     chat = read_dialogues("chatterbot", split="heldout")
-    chosen = np.random.default_rng(config.seed).permutation(len(chat))[: count // 2]
+    chosen = np.random.default_rng(config.seed).permutation(len(chat))[:questions]
     prompts: list[Messages] = [chat[i][:1] for i in chosen]
     prompts += [
         [{"role": "user", "content": text}]

@@ -76,8 +76,8 @@ def check_identity(stored: dict[str, str], expected: dict[str, str], place: Path
     for name, value in expected.items():
         if stored.get(name) != value:
             raise ConfigError(
-                f"the checkpoint {place} was written with {name} {str(stored.get(name))[:16]}..., but this run "
-                f"has {value[:16]}...: use the one it was trained with, or start under another --name"
+                f"the checkpoint {place} was written with {name} {str(stored.get(name))[:16]}..., but this "
+                f"run has {value[:16]}...: use the one it was trained with, or start under another --name"
             )
 
 
@@ -85,11 +85,11 @@ def save_tree(folder: Path, tree) -> None:
     """Writes one finished tree, such as a stage's final parameters."""
     from orbax.checkpoint import v1 as ocp
 
-    ocp.save_pytree(Path(folder).resolve(), tree, overwrite=True)
+    ocp.save(Path(folder).resolve(), tree, overwrite=True)
 
 
 def load_tree(folder: Path, abstract):
     """Reads a tree that `save_tree` wrote, with the shapes, dtypes and shardings of `abstract`."""
     from orbax.checkpoint import v1 as ocp
 
-    return ocp.load_pytree(Path(folder).resolve(), abstract)
+    return ocp.load(Path(folder).resolve(), abstract)

@@ -120,7 +120,7 @@ def run_loop(
         if values.get("skipped", 0.0) >= SKIPS_ALLOWED:
             raise TrainingStopped(
                 f"{settings.stage} stopped at step {number}: the loss or gradient was not finite "
-                f"{SKIPS_ALLOWED} times in a row; lower the learning rate or look at the batches of these steps"
+                f"{SKIPS_ALLOWED} times in a row; lower the learning rate or look at these steps' batches"
             )
 
     pending = None

@@ -36,8 +36,9 @@ class TrainState:
     @staticmethod
     def create(params, optimizer: optax.GradientTransformation) -> "TrainState":
         """The state before the first update."""
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, optimizer.init(params), zero)
+        # Two arrays, not one twice: a step that is given the state may not be given one buffer twice.
+        step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return TrainState(step, params, optimizer.init(params), skipped)
 
 
 def accumulated_gradient(loss_fn: LossFunction, params, batch, totals, key, accumulate: int):
@@ -83,7 +84,7 @@ def apply_update(state: TrainState, gradient, loss, optimizer) -> tuple[TrainSta
     A skipped update leaves parameters, moments and the schedule's count as they were, so that the run goes
     on exactly as if the batch had not been there. `skipped` counts them in a row.
     """
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -1,0 +1,74 @@
+"""Runs one stage in a process of its own, which can be made to die at a named moment."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+MOMENTS = {
+    "metrics": "gptjax.training.metrics:MetricsWriter.write",  # a line is written, its step is not saved yet
+    "saving": "gptjax.training.checkpoint:Checkpoints.save",  # a checkpoint is being written
+    "handover": "gptjax.stages.handover:save_tree",  # all steps are done, the model is half handed over
+}
+SLOW_IMPORTS = ["gptjax.stages.road", "grain", "orbax.checkpoint", "scipy.optimize", "tensorboardX"]
+
+# Every stage process is forked from a server that has imported everything and started no backend.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["stage_driver", *SLOW_IMPORTS])
+
+
+def start(config: dict, folder: Path, cache: Path, die: tuple[str, int, int] | None = None):
+    """Starts the stage; returns the process.
+
+    Args:
+        config: `to_json` of the stage's configuration.
+        folder: its run folder; what the stage prints goes to a `.log` file beside it.
+        cache: folder for compiled programs.
+        die: (moment, n, signal): the process sends itself the signal at the n-th such moment.
+    """
+    process = context.Process(target=_run, args=(config, folder, cache, die))
+    process.start()
+    return process
+
+
+def _run(config: dict, folder: Path, cache: Path, die) -> None:
+    import jax
+
+    from gptjax.config import from_json
+    from gptjax.errors import UserError
+
+    log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if die:
+        _arrange(*die)
+    stage = importlib.import_module(config["type"].split(":")[0])
+    try:
+        stage.run(from_json(config), folder)
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        sys.exit(error.exit_code)
+
+
+def _arrange(moment: str, count: int, number: signal.Signals) -> None:
+    """Sends the signal after the `count`-th call of the moment's function."""
+    module, path = MOMENTS[moment].split(":")
+    owner = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    function, calls = getattr(owner, name), []
+
+    def fatal(*args, **kwargs):
+        result = function(*args, **kwargs)
+        calls.append(name)
+        if len(calls) == count:
+            os.kill(os.getpid(), number)
+        return result
+
+    setattr(owner, name, fatal)

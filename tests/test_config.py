@@ -1,0 +1,248 @@
+"""Configurations: types, experiment files, overrides, the round trip through JSON."""
+
+import dataclasses
+import json
+from typing import Annotated, Literal
+
+import pydantic
+import pytest
+from pydantic import Field
+
+from gptjax.config import ConfigError, configclass, difference, from_json, load_experiment, to_json
+from gptjax.overrides import describe, override
+
+
+@configclass
+class Optimizer:
+    """How parameters move.
+
+    Attributes:
+        learning_rate: the peak of the
+            schedule.
+        kind: its name.
+    """
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    kind: Literal["adamw", "sgd"] = "adamw"
+    clip: float | None = 1.0
+
+
+@configclass
+class Model:
+    width: int = 64
+    heads: int = 4
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+
+
+@configclass
+class DeepModel(Model):
+    layers: int = 48
+
+
+@configclass
+class Experiment:
+    optimizer: Optimizer = Optimizer()
+    model: Model = Model()
+    draft: Model | None = None
+    steps: Annotated[int, Field(gt=0)] = 10
+    weights: dict[str, float] = Field(default_factory=lambda: {"a": 1.0, "b_c": 2.0})
+    shuffle: bool = False
+    names: tuple[str, ...] = ()
+    note: str = ""
+
+
+BASE = Experiment()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "value"),
+    [
+        (["--optimizer.learning-rate", "3e-4"], "optimizer.learning_rate", 3e-4),
+        (["--optimizer.learning_rate=3e-4"], "optimizer.learning_rate", 3e-4),
+        (["--optimizer.betas", "0.8,0.99"], "optimizer.betas", [0.8, 0.99]),
+        (["--optimizer.betas", "[0.8, 0.99]"], "optimizer.betas", [0.8, 0.99]),
+        (["--optimizer.clip", "none"], "optimizer.clip", None),
+        (["--optimizer.kind", "sgd"], "optimizer.kind", "sgd"),
+        (["--steps", "1e3"], "steps", 1000),
+        (["--shuffle", "true"], "shuffle", True),
+        (["--names", "a,b"], "names", ["a", "b"]),
+        (["--names="], "names", []),
+        (["--note", "-1,x=y"], "note", "-1,x=y"),
+        (["--note=a=b"], "note", "a=b"),
+        (["--weights.b-c", "0.5"], "weights.b_c", 0.5),
+    ],
+)
+def test_override_sets_one_key(arguments, key, value):
+    changed = to_json(override(BASE, arguments))
+    before = f"{key} was "
+    assert [sentence.startswith(before) for sentence in difference(BASE, changed)] == [True]
+    for part in key.split("."):
+        changed = changed[part]
+    assert changed == value and type(changed) is type(value)
+
+
+def test_a_mapping_is_replaced_whole():
+    for text in ("x=2,y=3", '{"x": 2, "y": 3}'):
+        assert override(BASE, ["--weights", text]).weights == {"x": 2.0, "y": 3.0}
+
+
+def test_keys_that_depend_on_each_other_change_together():
+    changed = override(BASE, ["--model.heads", "5", "--model.width", "100"])
+    assert changed.model == Model(heads=5, width=100)
+    assert BASE.model == Model(), "the original must not change"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            "--optimizer.learning-rat 1",
+            "unknown key 'optimizer.learning-rat' in exp.py: the nearest valid key is 'optimizer.learning_rate'",
+        ),
+        (
+            "--learning-rate 1",
+            "unknown key 'learning-rate' in exp.py: the nearest valid key is 'optimizer.learning_rate'",
+        ),
+        ("--weights.d 1", "unknown key 'weights.d' in exp.py: the nearest valid key is 'weights.a'"),
+        ("--steps abc", "key 'steps' in exp.py must be an integer, but 'abc' was given"),
+        ("--steps 3.5", "key 'steps' in exp.py must be an integer, but '3.5' was given"),
+        ("--steps 0", "key 'steps' in exp.py must be greater than 0, but '0' was given"),
+        ("--shuffle maybe", "key 'shuffle' in exp.py must be true or false, but 'maybe' was given"),
+        ("--optimizer.clip x", "key 'optimizer.clip' in exp.py must be a number or none, but 'x' was given"),
+        (
+            "--optimizer.clip nan",
+            "key 'optimizer.clip' in exp.py must be a finite number, but 'nan' was given",
+        ),
+        (
+            "--optimizer.kind lion",
+            "key 'optimizer.kind' in exp.py must be one of 'adamw', 'sgd', but 'lion' was given",
+        ),
+        ("--model.heads 5", "exp.py: model: heads = 5 does not divide width = 64"),
+        ("--model big", "key 'model' in exp.py is a group: set one of its keys, such as 'model.width'"),
+        ("--draft.width 8", "key 'draft.width' in exp.py cannot be set: 'draft' is none there"),
+        ("--steps", "key 'steps' has no value: write --steps VALUE"),
+        ("--steps --shuffle true", "key 'steps' has no value: write --steps VALUE"),
+        ("steps=3", "unexpected argument 'steps=3': write --key value or --key=value"),
+    ],
+)
+def test_a_bad_override_gets_one_sentence(arguments, sentence):
+    with pytest.raises(ConfigError) as error:
+        override(BASE, arguments.split(), "exp.py")
+    assert str(error.value) == sentence
+    assert error.value.exit_code == 2
+
+
+def test_configurations_are_frozen_and_strict():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BASE.steps = 3
+    for wrong in ({"stepz": 3}, {"steps": 2.5}, {"model": {"width": 8, "depth": 3}}):
+        with pytest.raises(pydantic.ValidationError):
+            Experiment(**wrong)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [BASE, dataclasses.replace(BASE, model=DeepModel(width=8), draft=Model(), optimizer=Optimizer(clip=None))],
+    ids=["plain", "subclass and optional"],
+)
+def test_json_round_trip(config):
+    values = json.loads(json.dumps(to_json(config)))
+    assert values["type"] == f"{__name__}:Experiment"
+    restored = from_json(values)
+    assert restored == config and type(restored.model) is type(config.model)
+
+
+def test_from_json_refuses_what_is_not_a_configuration():
+    for values, named in (({}, "'type'"), ({"type": "json:JSONDecoder"}, "json:JSONDecoder")):
+        with pytest.raises(ConfigError, match=named):
+            from_json(values)
+    with pytest.raises(ConfigError, match="unknown key 'stepz' of Experiment in config.json"):
+        from_json({"type": f"{__name__}:Experiment", "stepz": 1})
+
+
+def test_difference_names_every_changed_key():
+    changed = dataclasses.replace(BASE, steps=20, weights={"a": 1.0}, optimizer=Optimizer(clip=None))
+    assert difference(BASE, BASE) == []
+    assert difference(BASE, changed) == [
+        "optimizer.clip was 1.0, is None",
+        "steps was 10, is 20",
+        "weights.b_c was 2.0, is absent",
+    ]
+
+
+def test_describe_lists_every_key():
+    lines = describe(BASE).splitlines()
+    shown = [" ".join(line.split()) for line in lines]
+    assert "--optimizer.learning-rate float = 0.001 the peak of the schedule." in shown
+    assert "--optimizer.kind adamw|sgd = adamw its name." in shown
+    assert "--optimizer.clip float|None = 1.0" in shown
+    assert "--weights dict[str, float] = a=1.0,b_c=2.0" in shown
+    assert len(lines) == 4 + 2 + 6
+
+
+HEADER = "from dataclasses import replace\nfrom test_config import Experiment, Model, Optimizer\n"
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments" / "paper").mkdir(parents=True)
+
+    def write(text, name="child"):
+        path = f"experiments/paper/{name}.py"
+        (tmp_path / path).write_text(HEADER + text)
+        return path
+
+    return write
+
+
+def test_a_child_experiment_is_its_difference(experiment):
+    experiment("def config():\n    return Experiment(steps=7)\n", "parent_of_child")
+    child = experiment(
+        "from experiments.paper.parent_of_child import config as base\n"
+        "def config():\n    return replace(base(), shuffle=True)\n"
+    )
+    assert difference(BASE, load_experiment(child)) == ["steps was 10, is 7", "shuffle was False, is True"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x = 1\n", "experiments/paper/child.py has no function config(): add one that returns"),
+        ("def config():\n    return 3\n", "must return a configclass, but returned int"),
+        ("def config():\n    return 1 / 0\n", "experiments/paper/child.py, line 4: ZeroDivisionError"),
+        ("def config(:\n", "experiments/paper/child.py, line 3: SyntaxError"),
+        (
+            "def config():\n    return Experiment(optimizer=Optimizer(learning_rat=1))\n",
+            "unknown key 'learning_rat' of Optimizer in experiments/paper/child.py, line 4: "
+            "the nearest valid key is 'learning_rate'",
+        ),
+        (
+            "def config():\n    return Experiment(model=Model(heads=7))\n",
+            "experiments/paper/child.py, line 4: Model: heads = 7 does not divide width = 64",
+        ),
+        (
+            "def config():\n    return Experiment(steps='many')\n",
+            "key 'steps' of Experiment in experiments/paper/child.py, line 4 must be an integer, but 'many'",
+        ),
+    ],
+)
+def test_a_bad_experiment_gets_one_sentence(experiment, text, sentence):
+    with pytest.raises(ConfigError) as error:
+        load_experiment(experiment(text))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value).split("SyntaxError")[0]
+
+
+def test_a_missing_experiment_names_the_nearest(experiment):
+    experiment("", "small")
+    with pytest.raises(ConfigError) as error:
+        load_experiment("experiments/paper/smal.py")
+    assert str(error.value) == (
+        "there is no experiment file experiments/paper/smal.py: the nearest is experiments/paper/small.py"
+    )

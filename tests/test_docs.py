@@ -1,0 +1,252 @@
+"""The pages are true: commands run, examples run, tables are those of the code, what they name is there."""
+
+import inspect
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import MISSING, asdict, fields
+
+import pytest
+import tiny
+from documentation import (
+    FILES,
+    PAGES,
+    ROOT,
+    blocks,
+    commands,
+    experiment_files,
+    run_examples,
+    sessions,
+    table,
+)
+
+from gptjax import cli
+from gptjax.config import ConfigError, load_experiment
+from gptjax.data.quality import DataError
+from gptjax.overrides import override
+from gptjax.runs import open_run
+from gptjax.serving.terminal import HELP, Settings
+from gptjax.sharding.rules import RULES
+from gptjax.stages import self_check
+from gptjax.stages.finetune import FinetuneConfig
+from gptjax.stages.ppo import PpoConfig
+from gptjax.stages.pretrain import PretrainConfig
+from gptjax.stages.reward import RewardConfig
+from gptjax.training.loop import RESUBMIT, TrainingStopped
+
+STAGES = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "reward": RewardConfig,
+    "ppo": PpoConfig,
+}
+# The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
+SMALL = {
+    "my_text": (
+        "pretrain",
+        "--model.vocab-size 512 --model.width 16 --model.layers 2 --model.heads 2 --batch-size 4 --steps 2 "
+        "--heldout-bytes 1000 --length 64",
+    ),
+    "my_dialogues": ("finetune", "--steps 2 --rewordings 1 --length 120"),
+    "my_rankings": ("reward", "--batch-size 4 --length 128"),
+    "my_ppo": (
+        "ppo",
+        "--iterations 1 --batch-size 4 --sampling.max-new-tokens 4 --eval-prompts 4 --eval-bytes 1000 "
+        "--minibatches 1 --ptx-rows 2 --ptx-length 32 --prompt-length 64",
+    ),
+}
+# The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
+ROADS = ("quickstart", "llama_style", "no_margin_of_safety")
+COMMANDS = [(page, command) for page in FILES for command in commands(page)]
+
+
+def gptjax(command: str, stdin: str = "") -> int:
+    """Runs a `gptjax` command in this process; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        # The cache of compiled programs belongs to the user, not to the tests.
+        patch.setattr(cli, "use_compilation_cache", lambda: None)
+        try:
+            return cli.main(shlex.split(command)[1:])
+        except SystemExit as exit:
+            return exit.code
+
+
+def write_data(folder) -> None:
+    """The files of one's own that the pages speak of, made of bundled data."""
+    written = tiny.write_data(folder / "data")
+    (folder / "my_texts").mkdir()
+    names = {"text": "my_texts/text", "dialogues": "my_dialogues", "preferences": "my_rankings"}
+    for name, own in names.items():
+        shutil.copy(written / f"{name}.jsonl", folder / f"{own}.jsonl")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the experiments of the pages, data of one's own, and a finished tiny road."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "experiments").mkdir()
+    shutil.copy(ROOT / "experiments" / "quickstart.py", folder / "experiments")
+    for path, text in experiment_files().items():
+        (folder / path).write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", [str(folder), *sys.path])
+        write_data(folder)
+        open_run(folder / "runs/quickstart", tiny.config(folder / "data"))
+        for name, (stage, sizes) in SMALL.items():
+            command = f"gptjax train experiments/{name}.py"
+            assert gptjax(f"{command} --runs runs/quickstart --name {stage} {sizes}") == 0, command
+        yield folder
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda x: x)
+def test_every_command_runs(page, command, workplace, capsys):
+    feed, _, last = command.rpartition(" | ")
+    words = shlex.split(last)
+    if command in ("./launch.sh quickstart", "./launch.sh test"):
+        ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+        assert re.search(rf"^step \S+ {re.escape(command)}( |$)", ci, re.MULTILINE), (
+            f".ci/run lacks {command}"
+        )
+    elif words[:2] == ["source", ".venv/bin/activate"]:
+        made = "-m venv .venv" in (ROOT / "launch.sh").read_text("utf-8").replace('"$python" ', "")
+        assert made and (ROOT / ".venv/bin/activate").exists(), "./launch.sh test has not made .venv"
+    elif "./launch.sh" in words:
+        ran = subprocess.run(f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert "gptjax train experiments/quickstart.py" in ran.stdout and "cuda12" in ran.stdout
+    elif words[0] == "gptjax":
+        stdin = subprocess.run(feed, shell=True, capture_output=True, text=True).stdout if feed else "/quit\n"
+        assert run_gptjax(words, stdin) == 0
+        assert capsys.readouterr().out.strip()
+    else:
+        pytest.fail(f"{page}: nothing runs the command: {command}")
+
+
+def run_gptjax(words: list[str], stdin: str) -> int:
+    """Runs a command of the pages, a road's training as far as its configuration."""
+    experiment = re.match(r"experiments/(\w+)\.py", words[2])[1] if words[1:2] == ["train"] else None
+    if experiment and experiment in SMALL and len(words) == 3:
+        stage = SMALL[experiment][0]
+        print(open(f"runs/quickstart/{stage}/done.json").read())  # the fixture ran it
+        return 0
+    if experiment and "--help" not in words:
+        assert experiment in ROADS, f"nothing runs the experiment {experiment}"
+        words = [*words, "--print-config"]
+    if words[1] == "report":
+        for run in words[2:]:  # a copy stands for the run of another seed
+            shutil.copytree("runs/quickstart", run, dirs_exist_ok=True) if run != "runs/quickstart" else None
+    return gptjax(shlex.join(words), stdin)
+
+
+@pytest.mark.parametrize(("command", "printed"), sessions("docs/configuration.md"), ids=lambda x: x[:60])
+def test_every_error_is_printed_as_shown(command, printed, workplace, capsys):
+    assert gptjax(command) == ConfigError.exit_code
+    assert capsys.readouterr().err.strip() == printed
+
+
+@pytest.mark.parametrize("page", [page for page in FILES if blocks(page, "python")])
+def test_every_example_runs(page, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    run_examples(page, {})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_keys_and_defaults_are_those_of_the_code(stage):
+    rows = table(f"docs/{stage}.md", "Configuration")
+    assert len(rows) > 5
+    for key, written, *_ in rows:
+        config, found = STAGES[stage], {}
+        for part in key.split("."):
+            declared = {f.name: f for f in fields(config)} if config else {}
+            assert part in declared, f"{stage} has no key {key}"
+            found = declared[part]
+            config = type(found.default) if hasattr(found.default, "__pydantic_fields__") else None
+            if key.startswith(f"{part}.") and config:
+                parent = found.default
+        default = getattr(parent, key.split(".")[-1]) if "." in key else found.default
+        shown = "required" if default is MISSING else {None: "none", "": "none given"}.get(default)
+        assert written == (shown or str(default).lower()), f"{stage}: {key}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_metrics_are_those_of_a_run(stage, workplace):
+    lines = (workplace / f"runs/quickstart/{stage}/metrics.jsonl").read_text("utf-8").splitlines()
+    logged = set(json.loads(lines[0])) - {"step", "stage", "time"}
+    shown = {row[0] for row in table(f"docs/{stage}.md", "Metrics")}
+    assert {name for name in logged if not name.startswith("self_check/")} == shown
+    assert all(f"`{name}`" in PAGES[f"docs/{stage}.md"] for name in logged)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_run_folders_hold_what_the_pages_say(stage, workplace):
+    folder = workplace / "runs/quickstart" / stage
+    files = {row[0] for row in table("docs/configuration.md", "Run folders")}
+    files |= {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}.get(stage, set())
+    assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
+    heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]
+    heldout = next(iter(heldout.values())) if stage == "pretrain" else heldout.get("policy", {})
+    assert all(f"`{name}`" in PAGES[f"docs/{stage}.md"] for name in heldout)
+
+
+def test_exit_codes_are_those_of_the_code():
+    codes = {int(row[0]) for row in table("docs/configuration.md", "Exit codes")}
+    errors = (ConfigError, DataError, TrainingStopped, self_check.SelfCheckFailed)
+    assert codes == {0, 1, 130, RESUBMIT} | {error.exit_code for error in errors}
+
+
+def test_rules_are_those_of_the_code():
+    shown = {row[0]: row[1] for row in table("docs/scaling.md", "The rules")}
+    targets = {
+        name: target if isinstance(target, str | None) else ", ".join(target)
+        for name, target in RULES.items()
+    }
+    assert shown == {name: target or "none" for name, target in targets.items()}
+
+
+def test_identities_are_those_of_the_self_check():
+    shown = [row[0] for row in table("docs/numerics.md", "The self-check of PPO")]
+    source = inspect.getsource(self_check.check_identities)
+    assert re.findall(r'^        "([^"/]+)": ', source, re.MULTILINE) == shown
+    tolerance = self_check.TOLERANCE
+    assert (
+        f"{tolerance['float32']} nats in float32, {tolerance['bfloat16']} in bfloat16"
+        in PAGES["docs/numerics.md"]
+    )
+
+
+def test_the_chat_page_shows_help_and_settings():
+    assert HELP in PAGES["docs/chat.md"].replace("\n    ", "\n")
+    shown = {row[0]: row[1] for row in table("docs/chat.md", "Settings")}
+    assert shown == {name: str(value) or "empty" for name, value in asdict(Settings()).items()}
+
+
+def test_kinds_of_overrides_have_the_effect_shown():
+    config = load_experiment(ROOT / "experiments/quickstart.py")
+    changed = override(config, ["--pretrain.corpora", "shakespeare=0.9,pydoc=0.1", "--ppo.kl-target", "none"])
+    assert changed.pretrain.corpora == {"shakespeare": 0.9, "pydoc": 0.1} and changed.ppo.kl_target is None
+    entry = override(config, ["--pretrain.corpora.pydoc=0.01"]).pretrain.corpora
+    assert entry == config.pretrain.corpora | {"pydoc": 0.01}
+    assert override(config, ["--pretrain.model.tied", "false"]).pretrain.model.tied is False
+
+
+@pytest.mark.parametrize("page", FILES)
+def test_what_a_page_names_is_there(page):
+    folder = (ROOT / page).parent
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
+    missing = [link for link in links if not (folder / link).exists()]
+    paths = re.findall(r"`((?:gptjax|tests|experiments|docs)/[\w./]*)`", PAGES[page])
+    missing += [path for path in paths if not (ROOT / path).exists() and path not in experiment_files()]
+    assert not missing, f"{page} names what is not there: {missing}"
+
+
+def test_every_page_of_docs_is_reached_from_another():
+    for page in FILES:
+        name = page.split("/")[-1]
+        others = "".join(text for other, text in PAGES.items() if other != page)
+        assert name == "README.md" or f"{name})" in others, f"no page links to {page}"

@@ -1,0 +1,113 @@
+"""Run folders and what they say about the machine."""
+
+import json
+import os
+
+import pytest
+
+from gptjax.config import ConfigError, configclass
+from gptjax.environment import accelerators_present, describe_environment, run_header, warnings
+from gptjax.runs import mark_done, open_run, read_done, stage_done, write_json_atomic
+
+
+@configclass
+class Inner:
+    rate: float = 0.1
+
+
+@configclass
+class Settings:
+    steps: int = 3
+    inner: Inner = Inner()
+
+
+def test_a_run_can_be_resumed_but_not_changed(tmp_path):
+    folder = open_run(tmp_path / "runs" / "a", Settings())
+    assert json.loads((folder / "config.json").read_text())["steps"] == 3
+    assert open_run(folder, Settings()) == folder
+    with pytest.raises(ConfigError) as error:
+        open_run(folder, Settings(steps=4, inner=Inner(rate=0.2)))
+    for part in (str(folder), "steps was 3, is 4", "inner.rate was 0.1, is 0.2", "--name", "delete"):
+        assert part in str(error.value)
+    assert json.loads((folder / "config.json").read_text())["steps"] == 3, "a refusal must change nothing"
+
+
+def test_only_the_keys_that_may_change_may(tmp_path):
+    open_run(tmp_path, Settings())
+    with pytest.raises(ConfigError, match="inner.rate was 0.1, is 0.2"):
+        open_run(tmp_path, Settings(steps=4, inner=Inner(rate=0.2)), may_change=["steps"])
+    open_run(tmp_path, Settings(steps=4, inner=Inner(rate=0.2)), may_change=["steps", "inner"])
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 4
+
+
+def test_the_environment_is_noted_at_every_start_without_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_API_TOKEN", "secret-value-1234")
+    open_run(tmp_path, Settings())
+    open_run(tmp_path, Settings())
+    text = (tmp_path / "environment.txt").read_text()
+    assert "secret-value-1234" not in text and "SOME_API_TOKEN" not in text
+    assert os.uname().nodename not in text
+    for line in ("command: ", "date: ", "python: ", "backend: cpu", "devices: 8 x cpu", "git: ", "jax=="):
+        assert text.count(f"\n{line}") + text.startswith(line) == 2, line
+
+
+def test_done_is_written_last_and_whole(tmp_path, monkeypatch):
+    assert not stage_done(tmp_path)
+    with pytest.raises(ConfigError, match="has not finished"):
+        read_done(tmp_path)
+    mark_done(tmp_path, {"seconds": 1.5, "tokens": 7})
+    assert stage_done(tmp_path) and read_done(tmp_path) == {"seconds": 1.5, "tokens": 7}
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json_atomic(path, {"a": 1})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json_atomic(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_the_header_names_backend_devices_and_versions():
+    import jax
+
+    header = run_header()
+    assert "backend cpu" in header and "8 x cpu" in header and f"jax {jax.__version__}" in header
+    json.dumps(describe_environment())
+
+
+def write(path, text=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_accelerators_are_seen_by_their_devices(tmp_path):
+    assert accelerators_present(tmp_path, {}) == []
+    card = tmp_path / "sys/bus/pci/devices/0000:00:04.0"
+    write(card / "vendor", "0x1ae0\n")
+    write(card / "device", "0x0042\n")
+    assert accelerators_present(tmp_path, {}) == [], "a network card of the same maker is no TPU"
+    write(card / "device", "0x0063\n")
+    assert accelerators_present(tmp_path, {}) == ["TPU"]
+    write(tmp_path / "dev/nvidia0")
+    assert accelerators_present(tmp_path, {}) == ["NVIDIA GPU", "TPU"]
+    assert accelerators_present(tmp_path / "empty", {"TPU_NAME": "pod"}) == ["TPU"]
+
+
+def test_an_idle_accelerator_is_warned_of_with_the_remedy(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    versions = {"jaxlib": "0.10.2"}
+    assert warnings("gpu", ["NVIDIA GPU"], versions) == []
+    assert warnings("cpu", [], versions) == []
+    (gpu,) = warnings("cpu", ["NVIDIA GPU"], versions)
+    assert "has a NVIDIA GPU" in gpu and "ACCELERATOR=cuda12 ./launch.sh quickstart" in gpu
+    (tpu,) = warnings("cpu", ["TPU"], versions)
+    assert "ACCELERATOR=tpu ./launch.sh quickstart" in tpu
+    (plugin,) = warnings("gpu", [], {**versions, "jax-cuda13-plugin": "0.7.2"})
+    assert "jax-cuda13-plugin 0.7.2 does not fit jaxlib 0.10.2" in plugin and "ACCELERATOR=cuda13" in plugin
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert "JAX_PLATFORMS=cpu is set" in warnings("cpu", ["TPU"], versions)[0]
