@@ -211,8 +211,9 @@ class _sentences_for:
     def __exit__(self, kind, error, trace):
         if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
             return
-        frames = [f.lineno for f in traceback.extract_tb(trace) if Path(f.filename) == self.path]
-        if isinstance(error, SyntaxError) and error.filename == str(self.path):
+        here = self.path.absolute()
+        frames = [f.lineno for f in traceback.extract_tb(trace) if Path(f.filename) == here]
+        if isinstance(error, SyntaxError) and Path(error.filename or "") == here:
             frames = [error.lineno]
         place = f"{self.path}, line {frames[-1]}" if frames else str(self.path)
         if isinstance(error, pydantic.ValidationError):

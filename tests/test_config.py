@@ -51,7 +51,7 @@ class Experiment:
     steps: Annotated[int, Field(gt=0)] = 10
     weights: dict[str, float] = Field(default_factory=lambda: {"a": 1.0, "b_c": 2.0})
     shuffle: bool = False
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ("old",)
     note: str = ""
 
 
@@ -101,7 +101,8 @@ def test_keys_that_depend_on_each_other_change_together():
     [
         (
             "--optimizer.learning-rat 1",
-            "unknown key 'optimizer.learning-rat' in exp.py: the nearest valid key is 'optimizer.learning_rate'",
+            "unknown key 'optimizer.learning-rat' in exp.py: "
+            "the nearest valid key is 'optimizer.learning_rate'",
         ),
         (
             "--learning-rate 1",
@@ -146,7 +147,10 @@ def test_configurations_are_frozen_and_strict():
 
 @pytest.mark.parametrize(
     "config",
-    [BASE, dataclasses.replace(BASE, model=DeepModel(width=8), draft=Model(), optimizer=Optimizer(clip=None))],
+    [
+        BASE,
+        dataclasses.replace(BASE, model=DeepModel(width=8), draft=Model(), optimizer=Optimizer(clip=None)),
+    ],
     ids=["plain", "subclass and optional"],
 )
 def test_json_round_trip(config):

@@ -14,7 +14,7 @@ from gptjax.stages.reward import RewardConfig
 from gptjax.stages.road import RoadConfig
 from gptjax.training.optimizers import OptimizerConfig
 
-MODEL = DecoderConfig(vocab_size=384, context_length=128, width=16, layers=2, heads=2)
+MODEL = DecoderConfig(vocab_size=384, context_length=128, width=16, layers=1, heads=2, loop="unroll")
 ADAM = OptimizerConfig(learning_rate=1e-3)
 
 

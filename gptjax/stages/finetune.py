@@ -11,11 +11,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from pydantic import Field
 
 from gptjax.config import configclass
 from gptjax.data.chat import Messages, read_dialogues, render_dialogue
+from gptjax.data.corpora import read_documents
 from gptjax.data.mixture import Mixture
-from gptjax.data.packing import pack_examples
+from gptjax.data.packing import lm_batch, pack_documents, pack_examples
 from gptjax.data.quality import BadRows
 from gptjax.data.ratings import demonstrations, load_ratings, split_ratings
 from gptjax.data.rewording import reword
@@ -41,6 +43,8 @@ class FinetuneConfig:
         base: run folder of the pretrained model.
         dialogues: source -> weight. A source is "chatterbot", "ratings" (each rated text as the reply to its
             instruction), or a path to JSONL with `messages`.
+        text: source -> weight of plain text mixed in, as in pretraining, so that less of it is forgotten
+            (InstructGPT: 10 % before PPO).
         rewordings: noisy copies of each dialogue that join it (`data/rewording.py`); not of ratings.
         optimizer, mesh: see their classes.
         dropout: rate during fine-tuning (InstructGPT: 0.2 on residuals).
@@ -50,6 +54,7 @@ class FinetuneConfig:
 
     base: str = ""
     dialogues: dict[str, float]
+    text: dict[str, float] = Field(default_factory=dict)
     rewordings: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -105,6 +110,16 @@ def packed_rows(config: FinetuneConfig, split: str, tokenizer: Tokenizer) -> dic
     return rows
 
 
+def plain_rows(config: FinetuneConfig, tokenizer: Tokenizer) -> dict[str, dict[str, np.ndarray]]:
+    """Rows of plain text in the layout of packed dialogues: one segment a row."""
+    rows = {}
+    for name in config.text:
+        ids = [tokenizer.encode(d.text) for d in read_documents(name, split="train")]
+        text = pack_documents(ids, config.length + 1, tokenizer.end_of_text_id)[0]
+        rows[f"text of {name}"] = select(lm_batch(text), PACKED)
+    return rows
+
+
 def run(config: FinetuneConfig, folder: Path) -> None:
     """Fine-tunes the base model and leaves the assistant in `folder`."""
     folder = open_run(folder, config)
@@ -115,7 +130,9 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     base = load_model(config.base, mesh)
     rows = packed_rows(config, "train", base.tokenizer)
     heldout = packed_rows(config, "heldout", base.tokenizer)
-    mixture = Mixture(rows, config.dialogues, config.batch_size, config.seed)
+    plain = plain_rows(config, base.tokenizer)
+    weights = config.dialogues | {f"text of {name}": weight for name, weight in config.text.items()}
+    mixture = Mixture(rows | plain, weights, config.batch_size, config.seed)
 
     model_config = dataclasses.replace(base.definition.config, dropout=config.dropout)
     definition = ModelDefinition(LanguageModel, model_config)

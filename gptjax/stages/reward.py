@@ -192,7 +192,7 @@ def run(config: RewardConfig, folder: Path) -> None:
     train_groups, heldout_groups = read_groups(config)
     train = encode(train_groups, base.tokenizer, config, "training rankings")
     heldout = encode(heldout_groups, base.tokenizer, config, "held-out rankings")
-    order = epoch_order(len(train.tokens), config)
+    order = epoch_order(train.lengths.sum(1), config)
     rows = rows_needed(train, order, config)
 
     definition = ModelDefinition(ScalarModel, trunk_config(base.definition.config, config.dropout))
@@ -254,9 +254,21 @@ def encode(groups, tokenizer: Tokenizer, config: RewardConfig, name: str) -> Ran
     return arrays
 
 
-def epoch_order(count: int, config: RewardConfig) -> np.ndarray:
-    """Prompts of every step, `[steps, batch_size]`; each epoch is shuffled anew, a partial batch left out."""
+def epoch_order(tokens_G: np.ndarray, config: RewardConfig) -> np.ndarray:
+    """Prompts of every step, `[steps, batch_size]`; each epoch is shuffled anew, a partial batch left out.
+
+    Every batch takes one prompt from each of `batch_size` strata of size, so that all batches hold about the
+    same number of tokens and few packed rows stay empty.
+
+    Args:
+        tokens_G: tokens of all completions of each prompt.
+        config: batch size, epochs, seed.
+    """
     rng = np.random.default_rng(config.seed)
-    per_epoch = count // config.batch_size
-    orders = [rng.permutation(count)[: per_epoch * config.batch_size] for _ in range(config.epochs)]
-    return np.concatenate(orders).reshape(-1, config.batch_size)
+    steps = len(tokens_G) // config.batch_size
+    epochs = []
+    for _ in range(config.epochs):
+        chosen = rng.permutation(len(tokens_G))[: steps * config.batch_size]
+        strata = chosen[np.argsort(tokens_G[chosen], kind="stable")].reshape(config.batch_size, steps)
+        epochs.append(rng.permuted(strata, axis=1).T)
+    return np.concatenate(epochs)

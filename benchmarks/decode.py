@@ -1,0 +1,193 @@
+"""New tokens per second of gptjax's decoding beside `transformers` generate, with the same random weights.
+
+Prompts of 64 tokens, 128 new ones, temperature 1, top-k 50, float32; prefill included. Batch 1 is GPT-2 124M;
+batch 16 is a GPT-2 of 6 layers and width 512, so that a burst stays short on two cores.
+
+    python benchmarks/decode.py
+    python benchmarks/decode.py --batch 16 --compute-dtype float32 bfloat16
+"""
+
+import time
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+from gpt2_weights import Shape, gptjax_config, gptjax_params, random_weights
+from harness import Worker, interleave
+from results import bar, command_line, installed, is_quiet, parse, publish, ratio, summarise
+
+GPT2_124M = Shape(layers=12, width=768, heads=12, vocab_size=50257, positions=1024)
+GPT2_6X512 = Shape(layers=6, width=512, heads=8, vocab_size=50257, positions=1024)
+SHAPES = {1: GPT2_124M, 16: GPT2_6X512}
+TINY = Shape(layers=2, width=64, heads=2, vocab_size=512, positions=64)
+BARS = {1: 1.3, 16: 1.8}
+PROMPT, NEW_TOKENS, TOP_K = 64, 128, 50
+PEER = "transformers"
+# The largest gap of a logit that different orders of summation explain; bfloat16 keeps three digits.
+AGREEMENT = {"float32": 1e-3, "bfloat16": 5e-2}
+
+
+def prompts(shape: Shape, batch: int, length: int) -> np.ndarray:
+    """Random prompts int32 `[batch, length]`."""
+    return np.random.default_rng(1).integers(0, shape.vocab_size, (batch, length), np.int32)
+
+
+def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: str):
+    """gptjax's decoding, warm: (work, facts)."""
+    import jax
+
+    from gptjax.generation.decode import decode, request_keys
+    from gptjax.generation.sampling import SamplingConfig
+    from gptjax.models.functional import ModelDefinition
+    from gptjax.models.heads import LanguageModel
+
+    jax.config.update("jax_enable_compilation_cache", False)  # its first call is to be compiled
+    definition = ModelDefinition(LanguageModel, gptjax_config(shape, compute_dtype=dtype))
+    params = jax.tree.map(jax.numpy.asarray, gptjax_params(random_weights(shape), shape.layers))
+    tokens = prompts(shape, batch, prompt)
+    sampling = SamplingConfig(temperature=1.0, top_k=TOP_K, max_new_tokens=new_tokens)
+    program = jax.jit(partial(decode, definition, sampling=sampling, stop_sequences=(), pad_id=0))
+    bursts = 0
+
+    def work():
+        nonlocal bursts
+        bursts += 1
+        keys = request_keys(np.arange(batch) + bursts * batch)
+        state = program(params, tokens, np.ones_like(tokens, bool), keys)
+        return int(np.asarray(state.mask).sum())
+
+    begun = time.perf_counter()
+    work()
+    compiled = time.perf_counter()
+    work()
+    logits = jax.jit(definition.apply)(params, tokens[:1])[0, -1]
+    return work, {
+        "compile_seconds": 2 * compiled - begun - time.perf_counter(),
+        "logits": np.asarray(logits)[:64].tolist(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def build_transformers(shape: Shape, batch: int, prompt: int, new_tokens: int):
+    """`GPT2LMHeadModel.generate`, warm: (work, facts)."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = GPT2Config(
+        vocab_size=shape.vocab_size,
+        n_positions=shape.positions,
+        n_embd=shape.width,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        bos_token_id=0,
+        eos_token_id=None,
+    )
+    model = GPT2LMHeadModel(config)
+    weights = {f"transformer.{name}": torch.tensor(w) for name, w in random_weights(shape).items()}
+    loaded = model.load_state_dict(weights, strict=False)
+    assert not loaded.unexpected_keys and set(loaded.missing_keys) <= {"lm_head.weight"}, loaded
+    model.tie_weights()
+    model.to(device).eval()
+    tokens = torch.tensor(prompts(shape, batch, prompt), dtype=torch.long, device=device)
+    bursts = 0
+
+    def work():
+        nonlocal bursts
+        bursts += 1
+        torch.manual_seed(bursts)
+        with torch.inference_mode():
+            out = model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=True,
+                temperature=1.0,
+                top_k=TOP_K,
+                top_p=1.0,
+                max_new_tokens=new_tokens,
+                pad_token_id=0,
+            )
+        return out[:, prompt:].numel()
+
+    work()
+    with torch.inference_mode():
+        logits = model(tokens[:1]).logits[0, -1, :64].tolist()
+    return work, {"compile_seconds": 0.0, "logits": logits, "device": device}
+
+
+def check_agreement(reference: str, name: str, facts: dict[str, dict], tolerance: float) -> None:
+    """Refuse to compare models that compute different logits.
+
+    Raises:
+        SystemExit: naming both and the gap.
+    """
+    gap = float(np.abs(np.subtract(facts[name]["logits"], facts[reference]["logits"])).max())
+    if not gap <= tolerance:
+        raise SystemExit(
+            f"error: the logits of {name} and {reference} differ by {gap:.5f}, more than {tolerance}: they do not "
+            "compute the same model, so their times cannot be compared"
+        )
+
+
+def run_batch(batch: int, options) -> tuple[list, list[dict], list[dict], dict]:
+    """One batch size: (bursts, rows, bars, facts)."""
+    shape = TINY if options.quick else SHAPES.get(batch, GPT2_6X512)
+    prompt, new_tokens = (8, 8) if options.quick else (PROMPT, NEW_TOKENS)
+    size = (shape, batch, prompt, new_tokens)
+    peer = f"{PEER}, batch {batch}"
+    names = {f"gptjax {dtype}, batch {batch}": dtype for dtype in options.compute_dtype}
+    builds = {peer: partial(build_transformers, *size)} if installed(PEER) and installed("torch") else {}
+    builds |= {name: partial(build_gptjax, *size, dtype) for name, dtype in names.items()}
+    workers = []
+    for name, build in builds.items():
+        workers.append(Worker(name, build, threads=options.threads))
+        print(f"{name}: warm", flush=True)
+    facts = {worker.name: worker.facts for worker in workers}
+    if peer in facts:
+        for name, dtype in names.items():
+            check_agreement(peer, name, facts, AGREEMENT[dtype])
+    bursts = interleave([worker.burst for worker in workers], options.bursts, options.limit)
+    for worker in workers:
+        worker.close()
+
+    figures = summarise(bursts)
+    quiet = is_quiet(figures.values())
+    speed = {n: ratio(figures[peer], figures[n], quiet) if peer in figures else None for n in figures}
+    model = f"{shape.layers} layers, width {shape.width}"
+    rows = [
+        {
+            "implementation": name,
+            "model": model,
+            "tokens/s": 1 / one.seconds_per_unit,
+            "slowest": 1 / one.slowest,
+            "fastest": 1 / one.fastest,
+            "CPU ms/token": 1e3 * one.cpu_seconds_per_unit,
+            f"speed / {PEER}": speed[name],
+            "compile s": facts[name]["compile_seconds"],
+            "peak MiB": one.peak_mib,
+            "kept": f"{one.kept} of {one.kept + one.dropped}",
+        }
+        for name, one in figures.items()
+    ]
+    ours = f"gptjax float32, batch {batch}"
+    held = ours in names and batch in BARS
+    bars = [bar(f"speed / {PEER}, {ours}", speed[ours], BARS[batch], at_least=True)] if held else []
+    return bursts, rows, bars, facts | {f"shape, batch {batch}": asdict(shape)}
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Runs the benchmark; returns what it publishes."""
+    parser = command_line(__doc__.splitlines()[0], bursts=4, limit=75)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="prompts decoded together")
+    parser.add_argument("--compute-dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    options = parse(parser, arguments)
+    bursts, rows, bars, facts = [], [], [], {}
+    for batch in options.batch:
+        for total, part in zip((bursts, rows, bars), (found := run_batch(batch, options))[:3], strict=True):
+            total += part
+        facts |= found[3]
+    return publish("decode", options, bursts, rows, bars, facts=facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The console script."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from gptjax import cli
+
+CHILD = '''"""A tiny experiment, for tests.
+
+Expected: nothing much.
+"""
+from fake_stage import FakeConfig
+
+def config():
+    return FakeConfig()
+'''
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with `experiments/tiny.py`, the compilation cache left alone."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "tiny.py").write_text(CHILD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    return tmp_path
+
+
+def gptjax(*words):
+    return cli.main(list(words))
+
+
+def test_help_is_fast_because_nothing_heavy_is_imported():
+    code = (
+        "import sys; from gptjax import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'jax', 'numpy', 'pydantic', 'flax'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+    for command in ("train", "chat", "report", "env"):
+        assert f"\n    {command}" in done.stdout
+
+
+def test_train_runs_the_stage_into_its_folder(workplace, capsys):
+    assert gptjax("train", "experiments/tiny.py", "--steps", "3") == 0
+    run = workplace / "runs" / "tiny"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert json.loads((run / "config.json").read_text())["steps"] == 3
+    shown = capsys.readouterr().out
+    assert "backend cpu" in shown and "run folder runs/tiny" in shown
+
+
+def test_name_and_runs_choose_the_folder(workplace):
+    assert gptjax("train", "experiments/tiny.py", "--runs", "elsewhere", "--name=other", "--steps", "1") == 0
+    assert (workplace / "elsewhere" / "other" / "done.json").exists()
+
+
+def test_print_config_shows_the_result_and_runs_nothing(workplace, capsys):
+    assert gptjax("train", "experiments/tiny.py", "--print-config", "--steps=9") == 0
+    assert json.loads(capsys.readouterr().out) == {"type": "fake_stage:FakeConfig", "steps": 9, "end": "well"}
+    assert not (workplace / "runs").exists()
+
+
+def test_help_of_an_experiment_shows_its_docstring_and_keys(workplace, capsys):
+    assert gptjax("train", "experiments/tiny.py", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "A tiny experiment, for tests." in shown
+    assert "--steps  int = 2   lines of metrics." in shown
+    assert not (workplace / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["experiments/tini.py"], 2, "the nearest is experiments/tiny.py"),
+        (["experiments/tiny.py", "--stepz", "1"], 2, "unknown key 'stepz' in experiments/tiny.py"),
+        (["experiments/tiny.py", "--steps", "x"], 2, "must be an integer"),
+        (["experiments/tiny.py", "--steps", "-1.5"], 2, "must be an integer, but '-1.5' was given"),
+        (["experiments/tiny.py", "--end", "settings"], 2, "this cannot be"),
+        (["experiments/tiny.py", "--end", "data"], 65, "too many bad rows"),
+    ],
+)
+def test_an_error_is_one_sentence_and_an_exit_code(workplace, capsys, words, code, sentence):
+    assert gptjax("train", *words) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and sentence in shown
+
+
+def test_an_interrupt_is_130_and_a_stop_signal_75(workplace, capsys):
+    assert gptjax("train", "experiments/tiny.py", "--end", "interrupted") == 130
+    with pytest.raises(SystemExit) as stop:
+        gptjax("train", "experiments/tiny.py", "--name", "b", "--end", "stopped")
+    assert stop.value.code == 75
+
+
+def test_a_changed_configuration_is_refused(workplace, capsys):
+    assert gptjax("train", "experiments/tiny.py") == 0
+    assert gptjax("train", "experiments/tiny.py", "--steps", "5") == 2
+    assert "steps was 2, is 5" in capsys.readouterr().err
+
+
+def test_a_configuration_without_a_stage_is_refused(workplace, capsys):
+    text = "from gptjax.training.optimizers import OptimizerConfig as config\n"
+    (workplace / "experiments" / "part.py").write_text(text)
+    assert gptjax("train", "experiments/part.py") == 2
+    assert "OptimizerConfig is not a stage's configuration" in capsys.readouterr().err
+
+
+def test_report_of_a_single_stage(workplace, capsys):
+    gptjax("train", "experiments/tiny.py")
+    assert gptjax("report", "runs/tiny") == 0
+    assert capsys.readouterr().out.endswith("runs/tiny/report.html\n")
+    assert "<h2>Curves: tiny</h2>" in (workplace / "runs/tiny/report.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["chat", "report"])
+def test_a_missing_run_names_the_nearest(workplace, capsys, command):
+    assert gptjax(command, "runs/tiny") == 2
+    assert "train one with ./launch.sh quickstart" in capsys.readouterr().err
+    gptjax("train", "experiments/tiny.py")
+    assert gptjax(command, "runs/tinny") == 2
+    assert "the nearest is runs/tiny" in capsys.readouterr().err
+
+
+def test_chat_settings_are_checked_before_anything_is_loaded(workplace, capsys):
+    assert gptjax("chat", "runs/none", "--temperature", "hot") == 2
+    assert "temperature must be a number" in capsys.readouterr().err
+
+
+def test_env_can_be_pasted_and_parsed(capsys):
+    assert gptjax("env") == 0
+    assert f"jax=={jax.__version__}" in capsys.readouterr().out
+    assert gptjax("env", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["backend"] == "cpu" and facts["packages"]["jax"] == jax.__version__
+
+
+def test_a_second_start_finds_the_compiled_program(tmp_path):
+    """Two processes share a cache that only the user may enter."""
+    code = (
+        "import jax; from gptjax import cli; cli.use_compilation_cache()\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "events = []\n"
+        "jax.monitoring.register_event_listener(lambda name, **_: events.append(name))\n"
+        "jax.jit(lambda x: x * 2 + 1)(jax.numpy.ones(3)).block_until_ready()\n"
+        "print(sum(name.endswith('cache_hits') for name in events))"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    hits = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert hits[0] == 0 and hits[1] > 0
+    folder = tmp_path / ".cache/gptjax/jax"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and any(folder.iterdir())

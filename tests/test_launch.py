@@ -1,0 +1,159 @@
+"""launch.sh: what it would run, and what it says when it can't. Nothing is installed here."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Runs a copy of launch.sh in an empty checkout, from another folder; returns what it did."""
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("launch.sh", "setup.cfg"):
+        shutil.copy(ROOT / name, checkout)
+
+    def run(*words, **environment):
+        clean = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+        return subprocess.run(
+            [checkout / "launch.sh", *words],
+            env=clean | {"PYTHON": sys.executable} | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    run.checkout = checkout
+    return run
+
+
+def write_script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
+def fake_environment(checkout):
+    """A .venv whose programs say how they were called."""
+    for name in ("python", "gptjax"):
+        write_script(checkout / ".venv" / "bin" / name, f'[[ $1 == -c ]] || echo "{name} called with $*"')
+
+
+def test_help_explains_every_command(launch):
+    shown = launch("--help")
+    assert shown.returncode == 0
+    for word in ("quickstart", "test", "local", "--dry-run", "ACCELERATOR", "PYTHON"):
+        assert word in shown.stdout
+
+
+def test_quickstart_makes_the_environment_installs_and_trains(launch):
+    shown = launch("quickstart", "--dry-run", "--pretrain.steps", "3")
+    assert shown.returncode == 0, shown.stderr
+    make, install, train = shown.stdout.splitlines()
+    assert make.endswith("-m venv .venv ")
+    assert install == r".venv/bin/python -m pip install -e .\[data\,report\,chat\] "
+    assert train == (".venv/bin/gptjax train experiments/quickstart.py --name quickstart --pretrain.steps 3 ")
+    assert not (launch.checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize("accelerator", ["cuda12", "cuda13", "tpu"])
+def test_the_accelerator_picks_the_extra(launch, accelerator):
+    shown = launch("test", "--dry-run", "-k", "x", ACCELERATOR=accelerator).stdout
+    assert rf".\[dev\,{accelerator}\]" in shown and shown.endswith(".venv/bin/python -m pytest -k x \n")
+
+
+def test_no_torch_and_no_accelerator_unless_asked():
+    import configparser
+
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    for part in (
+        config["options"]["install_requires"],
+        *(extras[e] for e in ("data", "report", "chat", "dev")),
+    ):
+        names = [line.strip() for line in part.splitlines() if not line.strip().startswith("#")]
+        assert not [name for name in names if name.startswith(("torch", "tensorflow", "jax[", "parity"))]
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "sentence"),
+    [
+        (["quickstart"], {"ACCELERATOR": "gpu"}, "ACCELERATOR=gpu is unknown: it is cuda12, cuda13 or tpu"),
+        (["quickstart"], {"PYTHON": "/bin/false"}, "PYTHON=/bin/false is not a Python of version 3.11"),
+        (["quickstart"], {"PYTHON": "", "PATH": "/nowhere"}, "no Python 3.11 or newer was found"),
+        (["quikstart"], {}, "unknown command 'quikstart': it is quickstart, test or local"),
+        (["local", "ls"], {}, "write: ./launch.sh local -- COMMAND ..."),
+        (["local", "--"], {}, "write: ./launch.sh local -- COMMAND ..."),
+    ],
+)
+def test_a_mistake_gets_one_sentence(launch, words, environment, sentence):
+    if environment.get("PATH") == "/nowhere":
+        tools = launch.checkout / "tools"  # the tools launch.sh needs, and no Python
+        tools.mkdir()
+        for tool in ("bash", "dirname", "env"):
+            (tools / tool).symlink_to(shutil.which(tool))
+        environment = environment | {"PATH": str(tools)}
+    shown = launch(*words, **environment)
+    assert shown.returncode == 2
+    assert shown.stderr.startswith(f"error: {sentence}") and shown.stderr.count("\n") == 1
+
+
+def test_no_command_is_a_mistake(launch):
+    shown = launch()
+    assert shown.returncode == 2 and shown.stderr.startswith("usage:")
+
+
+def test_a_python_without_venv_is_named(launch, tmp_path):
+    # Stands for a Debian Python without python3-venv: every program but the check of its modules succeeds.
+    write_script(tmp_path / "python", '[[ "$*" != *ensurepip* ]]')
+    shown = launch("test", PYTHON=str(tmp_path / "python"))
+    assert shown.returncode == 2 and "has no venv or no pip: install them" in shown.stderr
+
+
+def test_a_broken_environment_is_named(launch):
+    write_script(launch.checkout / ".venv" / "bin" / "python", "exit 1")
+    shown = launch("test")
+    assert shown.returncode == 2 and ".venv does not work any more: delete it" in shown.stderr
+
+
+def test_what_is_installed_is_not_installed_again(launch):
+    fake_environment(launch.checkout)
+    first, second = launch("quickstart"), launch("quickstart", "--seed", "1")
+    assert "installing gptjax[data,report,chat]" in first.stdout and "installed in " in first.stdout
+    train = "gptjax called with train experiments/quickstart.py --name quickstart"
+    assert first.stdout.splitlines()[-1] == train
+    assert second.stdout.splitlines() == [f"{train} --seed 1"]
+    assert "installing gptjax[dev]" in launch("test").stdout
+    with (launch.checkout / "setup.cfg").open("a") as file:
+        file.write("# a new requirement\n")
+    assert "installing" in launch("quickstart").stdout
+
+
+def test_a_failed_installation_shows_why_and_is_tried_again(launch):
+    script = '[[ $1 == -c || $4 == "" ]] || { echo no matching distribution; exit 1; }'
+    write_script(launch.checkout / ".venv" / "bin" / "python", script)
+    for _ in range(2):
+        shown = launch("test")
+        assert shown.returncode == 1
+        assert "no matching distribution" in shown.stderr and "install.log" in shown.stderr
+
+
+def test_local_runs_a_command_inside_the_environment(launch):
+    fake_environment(launch.checkout)
+    shown = launch("local", "--", "gptjax", "env", "--json")
+    assert shown.stdout.splitlines()[-1] == "gptjax called with env --json"
+
+
+def test_the_scripts_are_clean():
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed")
+    for script in ("launch.sh", ".ci/run"):
+        done = subprocess.run(["shellcheck", ROOT / script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -1,0 +1,175 @@
+"""The report: what it shows, that it loads nothing from elsewhere and that no text can break it."""
+
+import html.parser
+import re
+
+import pytest
+
+from gptjax.config import ConfigError, configclass
+from gptjax.evaluation.charts import curves
+from gptjax.evaluation.report import read_run, result_table, write_report
+from gptjax.runs import mark_done, open_run, write_json_atomic
+from gptjax.training.metrics import MetricsWriter
+
+EVIL = "<script>alert('x')</script> | *stars*\nsecond [line](http://evil)"
+RESULTS = {
+    "figures": [
+        {"name": "bits per byte", "value": 2.21456, "bar": "< 2.34", "met": True, "detail": "xz 2.38"},
+        {"name": "accuracy", "value": 0.75, "bar": ">= 0.76", "met": False, "detail": ""},
+        {"name": "third source", "value": 1.5, "bar": "", "met": None, "detail": "reported"},
+    ],
+    "samples": [{"prompt": "Write a tweet.", "pretrain": EVIL, "finetune": "plain", "ppo": "glad"}],
+    "transcripts": [
+        {"question": f"question {i}?", "reply": "reply", "keywords": ["a", "b"], "on_topic": i < 30}
+        for i in range(50)
+    ],
+    "reliability": [
+        {"confidence": 0.55, "accuracy": 0.5, "count": 40},
+        {"confidence": 0.95, "accuracy": 0.0, "count": 0},
+    ],
+    "reward_vs_kl": [{"kl": -0.001, "score": 0.0}, {"kl": 4.0, "score": 1.0}],
+}
+
+
+@configclass
+class RoadSettings:
+    seed: int = 0
+
+
+def make_road(folder, seed=0, accuracy=0.75):
+    open_run(folder, RoadSettings(seed=seed))
+    for stage, names in {
+        "pretrain": ["loss", "heldout_loss/shakespeare", "heldout_loss/ratings"],
+        "ppo": ["objective/kl", "loss/value_avg"],
+        "ppo_without_ptx": ["objective/kl", "loss/value_avg"],
+    }.items():
+        writer = MetricsWriter(open_run(folder / stage, RoadSettings(seed=seed)))
+        for step in range(3):
+            writer.write(step, {name: float(step) for name in names} | {"odd": float("nan")}, stage)
+        writer.close()
+        if stage != "ppo_without_ptx":
+            mark_done(folder / stage, {"seconds": 10.0, "tokens": 5000})
+    figures = [f | ({"value": accuracy} if f["name"] == "accuracy" else {}) for f in RESULTS["figures"]]
+    write_json_atomic(folder / "results.json", RESULTS | {"figures": figures})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    folder = make_road(tmp_path_factory.mktemp("runs") / "quickstart")
+    assert write_report([folder]) == folder / "report.html"
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, links and the cells of tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.cells, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.open.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            del self.open[len(self.open) - 1 - self.open[::-1].index(tag) :]
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+
+def test_the_page_holds_every_section(road):
+    text = (road / "report.html").read_text("utf-8")
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles == [
+        "What was run on what",
+        "Results",
+        "Curves: pretrain",
+        "Curves: ppo",
+        "Is the reward model&#x27;s confidence right?",
+        "Reward against distance from the reference",
+        "The same held-out prompts after each stage",
+        "Questions in new wording",
+        "What it cost",
+        "Where the files are",
+    ]
+    cells = Page(text).cells
+    for value in ("cpu", "2.215", "met", "missed", "not finished", "10,000", "500", "question 45?"):
+        assert value in cells, value
+    assert "30 of 50 replies are on topic" in text
+    assert sum(cell.startswith("question ") for cell in cells) == 10
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_escapes_what_models_say(road):
+    text = (road / "report.html").read_text("utf-8")
+    page = Page(text)
+    assert EVIL in page.cells, "the text must be shown as it is"
+    assert "script" not in page.tags
+    assert len(page.links) == 4 and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
+    assert "url(" not in text and "@import" not in text
+
+
+def test_markdown_shows_the_same_and_cannot_be_broken(road):
+    text = (road / "report.md").read_text("utf-8")
+    assert "<script" not in text and r"\[line\]" in text
+    (row,) = [line for line in text.splitlines() if "Write a tweet." in line]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5, "four columns"
+    for figure in re.findall(r"\]\((figures/\w+\.svg)\)", text):
+        assert (road / figure).read_text().startswith("<?xml")
+    assert "| bits per byte | 2.215 | < 2.34" not in text, "a bare < would open a tag"
+
+
+def test_several_runs_stand_side_by_side(tmp_path):
+    runs = [make_road(tmp_path / f"seed{i}", i, accuracy) for i, accuracy in enumerate((0.75, 0.77))]
+    write_report(runs)
+    cells = Page((runs[0] / "report.html").read_text("utf-8")).cells
+    at = cells.index("accuracy")
+    assert cells[at : at + 5] == ["accuracy", "0.75", "0.77", ">= 0.76", "missed"]
+    assert not (runs[1] / "report.html").exists()
+
+
+def test_variants_share_the_panels_of_their_stage(road):
+    drawing = (road / "figures" / "curves_ppo.svg").read_text()
+    assert not (road / "figures" / "curves_ppo_without_ptx.svg").exists()
+    for label in ("ppo", "ppo_without_ptx", "objective/kl", "loss/value_avg"):
+        assert f"<!-- {label} -->" in drawing
+    pretrain = (road / "figures" / "curves_pretrain.svg").read_text()
+    assert "<!-- heldout_loss -->" in pretrain and "<!-- ratings -->" in pretrain
+    assert "<!-- odd -->" not in pretrain, "a metric without a finite value has no curve"
+
+
+def test_the_same_numbers_give_the_same_drawing():
+    panels = {"loss": {"": [(1, 2.0), (2, 1.0)]}}
+    assert curves(panels) == curves(panels)
+    assert curves(panels) != curves({"loss": {"": [(1, 2.0), (2, 1.5)]}})
+
+
+def test_the_table_for_the_terminal():
+    assert result_table(RESULTS).splitlines() == [
+        "figure         value  bar      verdict  detail",
+        "-------------  -----  -------  -------  --------",
+        "bits per byte  2.215  < 2.34   met      xz 2.38",
+        "accuracy        0.75  >= 0.76  missed",
+        "third source     1.5                    reported",
+    ]
+
+
+def test_a_single_stage_has_a_report_of_what_it_has(tmp_path):
+    make_road(tmp_path / "road")
+    stage = tmp_path / "road" / "pretrain"
+    write_report([stage])
+    text = (stage / "report.html").read_text("utf-8")
+    assert "<h2>Curves: pretrain</h2>" in text and "<h2>Results</h2>" not in text
+    assert list(read_run(stage).metrics) == ["pretrain"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="there is no run in"):
+        write_report([tmp_path])

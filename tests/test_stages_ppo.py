@@ -1,0 +1,251 @@
+"""PPO's rollout quantities, losses and self-check: identities, invariances, and what breaks them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ppo_case import B, CONFIG, OPTIMIZER, drawn, make_case, moved, text_batch
+
+from gptjax.sharding.mesh import MeshConfig, make_mesh, place
+from gptjax.stages.language_loss import count_tokens, make_language_loss
+from gptjax.stages.ppo import (
+    count_totals,
+    make_experience,
+    make_policy_loss,
+    make_value_loss,
+    minibatch_order,
+)
+from gptjax.stages.rollout import Rollout, response_log_probs, response_values, reward_scores
+from gptjax.stages.self_check import SelfCheckFailed, check_identities
+from gptjax.stages.sharded import compile_step, create_state
+from gptjax.training.optimizers import make_optimizer
+from gptjax.training.step import make_train_step
+
+
+@pytest.fixture(scope="module")
+def case():
+    return make_case()
+
+
+@pytest.fixture(scope="module")
+def rollout(case):
+    rollout = drawn(case)
+    ended = np.asarray(rollout.ended)
+    assert ended.any() and not ended.all()  # both kinds of reply are there
+    return rollout
+
+
+@pytest.fixture(scope="module")
+def log_probs(case):
+    temperature = CONFIG.sampling.temperature
+    return jax.jit(lambda params, r: response_log_probs(case.language, params, r, temperature)[0])
+
+
+@pytest.fixture(scope="module")
+def experience(case):
+    return jax.jit(make_experience(CONFIG, case.language, case.scalar))
+
+
+KEYS = jax.random.split(jax.random.key(5), 2 * B).reshape(2, B)
+
+
+def check(case, rollout, log_probs, *, reference=None, keys=KEYS, dtype=jnp.float32):
+    """The self-check of a fresh policy, with one thing replaced."""
+    reference = case.policy if reference is None else reference
+    scores = jnp.arange(B).astype(dtype)
+    return check_identities(log_probs, case.policy, reference, rollout, scores, keys, "float32")
+
+
+def test_self_check_passes_on_a_fresh_policy(case, rollout, log_probs):
+    gaps = check(case, rollout, log_probs)
+    assert gaps["self_check/kl_of_equal_models"] == 0
+    assert gaps["self_check/sampler_gap"] < 1e-5
+
+
+def without_a_token(rollout):
+    return dataclasses.replace(rollout, mask=rollout.mask.at[3].set(0.0))
+
+
+def blind_to_padding(log_probs):
+    """Forgets which prompt slots are padding."""
+    return lambda params, r: log_probs(
+        params, dataclasses.replace(r, prompt_mask=jnp.ones_like(r.prompt_mask))
+    )
+
+
+def changing(log_probs):
+    """Gives another answer when the policy is asked again, at the last call, as dropout left on would."""
+    calls = []
+
+    def answer(params, r):
+        calls.append(r)
+        return log_probs(params, r) + (1e-3 if len(calls) == 5 else 0.0)
+
+    return answer
+
+
+BROKEN = {
+    "KL of policy and reference is 0": lambda c, r, f: check(c, r, f, reference=c.reference),
+    "the probability ratio is 1 on the first pass": lambda c, r, f: check(c, r, changing(f)),
+    "sampling and teacher forcing agree": lambda c, r, f: check(
+        c, r, jax.jit(lambda params, rollout: response_log_probs(c.language, params, rollout, 1.0)[0])
+    ),
+    "left padding changes nothing": lambda c, r, f: check(
+        c, dataclasses.replace(r, sampler_log_probs=blind_to_padding(f)(c.policy, r)), blind_to_padding(f)
+    ),
+    "batch size changes nothing": lambda c, r, f: check(
+        c,
+        dataclasses.replace(r, sampler_log_probs=f(c.policy, r) * B),
+        lambda params, rollout: f(params, rollout) * len(rollout.mask),
+    ),
+    "rewards are float32": lambda c, r, f: check(c, r, f, dtype=jnp.int32),
+    "each request of each iteration has its own key": lambda c, r, f: check(
+        c, r, f, keys=jnp.stack([KEYS[0], KEYS[0]])
+    ),
+    "every response has a token": lambda c, r, f: check(c, without_a_token(r), f),
+}
+
+
+@pytest.mark.parametrize("identity", BROKEN)
+def test_self_check_names_the_identity_that_fails(case, rollout, log_probs, identity):
+    with pytest.raises(SelfCheckFailed, match=f"'{identity}' does not hold") as failure:
+        BROKEN[identity](case, rollout, log_probs)
+    assert failure.value.exit_code == 70
+
+
+def wider(rollout: Rollout, slots: int) -> Rollout:
+    """The same prompts and replies behind more padding."""
+    prompt, mask = (jnp.pad(x, ((0, 0), (slots, 0))) for x in (rollout.prompt, rollout.prompt_mask))
+    return dataclasses.replace(rollout, prompt=prompt, prompt_mask=mask)
+
+
+def test_left_padding_changes_nothing(case, rollout):
+    @jax.jit
+    def say(r):
+        log_probs, entropies = response_log_probs(case.language, case.policy, r, 0.7)
+        values = response_values(case.scalar, case.critic, r)
+        return log_probs, entropies, values, reward_scores(case.scalar, case.reward, r)
+
+    for plain, padded in zip(say(rollout), say(wider(rollout, 3)), strict=True):
+        assert np.ptp(plain) > 0.1
+        np.testing.assert_allclose(padded, plain, atol=1e-5)
+
+
+def test_kl_is_exactly_0_before_the_first_update(case, rollout, experience):
+    _, metrics = experience(case.policy, case.critic, case.policy, case.reward, rollout, 0.3)
+    assert metrics["objective/kl"] == 0
+    assert abs(metrics["objective/non_score_reward"]) < 1e-6
+    assert metrics["val/sampler_gap"] < 1e-5
+    _, apart = experience(case.policy, case.critic, case.reference, case.reward, rollout, 0.3)
+    assert abs(apart["objective/kl"]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["subtract", "replace"])
+def test_a_reply_that_never_ends_is_punished(case, rollout, kind):
+    config = dataclasses.replace(CONFIG, missing_eos=kind, gamma=1.0, gae_lambda=1.0)
+    program = jax.jit(make_experience(config, case.language, case.scalar))
+    made, metrics = program(case.policy, case.critic, case.policy, case.reward, rollout, 0.3)
+    raw = np.asarray(reward_scores(case.scalar, case.reward, rollout))
+    punished = raw - 0.75 if kind == "subtract" else np.full_like(raw, -0.75)
+    expected = np.where(rollout.ended, raw, punished)
+    # Without discount, trace or KL the return at the first token is the whole reward.
+    np.testing.assert_allclose(made.returns[:, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(metrics["objective/scores"], raw.mean(), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def minibatch(case, rollout, experience):
+    """A minibatch as the updates see it, and a policy and a critic that have moved since the rollout."""
+    made, _ = experience(case.policy, case.critic, case.reference, case.reward, rollout, 0.3)
+    batch = jax.device_get({"experience": made, "text": text_batch(0)})
+    return batch, moved(case.policy, 0.02, 7), moved(case.critic, 0.2, 8)
+
+
+def test_ptx_adds_its_gradient_in_the_same_step(case, minibatch):
+    batch, policy, _ = minibatch
+    plain = make_policy_loss(dataclasses.replace(CONFIG, ptx_coef=0.0), case.language)
+    both, text = make_policy_loss(CONFIG, case.language), make_language_loss(case.language)
+
+    @jax.jit
+    def gradients(params):
+        totals, key = count_totals(batch), jax.random.key(0)
+        text_total = count_tokens(batch["text"])
+        return (
+            jax.grad(both, has_aux=True)(params, batch, totals, key)[0],
+            jax.grad(plain, has_aux=True)(params, batch, totals, key)[0],
+            jax.grad(text, has_aux=True)(params, batch["text"], text_total, key)[0],
+        )
+
+    total, ppo, ptx = gradients(policy)
+    for t, p, x in zip(*map(jax.tree.leaves, (total, ppo, ptx)), strict=True):
+        assert np.abs(x).max() > 1e-5 and np.abs(p).max() > 1e-6
+        np.testing.assert_allclose(t, p + CONFIG.ptx_coef * x, rtol=1e-5, atol=1e-6)
+
+
+def one_step(definition, params, loss_fn, batch, mesh_config, accumulate):
+    """Parameters and metrics after one update, on the host."""
+    mesh, optimizer = make_mesh(mesh_config), make_optimizer(OPTIMIZER, 10, definition.axes)
+    state = create_state(definition, optimizer, mesh, params=params)
+    step = make_train_step(loss_fn, count_totals, optimizer, accumulate=accumulate)
+    state, metrics = compile_step(step, mesh)(state, place(batch, mesh), jax.random.key(0))
+    return jax.device_get((state.params, metrics))
+
+
+@pytest.fixture(scope="module")
+def updates(case, minibatch):
+    batch, policy, critic = minibatch
+    stages = {
+        "policy": (case.language, policy, make_policy_loss(CONFIG, case.language), batch),
+        "value": (
+            case.scalar,
+            critic,
+            make_value_loss(CONFIG, case.scalar),
+            {"experience": batch["experience"]},
+        ),
+    }
+    return {name: (stage, one_step(*stage, MeshConfig(), 1)) for name, stage in stages.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh", "accumulate"),
+    [("policy", MeshConfig(data=8), 1), ("policy", MeshConfig(), 2), ("value", MeshConfig(data=2), 2)],
+)
+def test_an_update_does_not_depend_on_devices_or_micro_batches(updates, name, mesh, accumulate):
+    stage, (expected, expected_metrics) = updates[name]
+    got, metrics = one_step(*stage, mesh, accumulate)
+    start = jax.tree.leaves(stage[1])
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(expected), start, strict=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, expected)
+    for key, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[key], value, atol=2e-6, rtol=2e-6, err_msg=key)
+    if name == "policy":
+        assert metrics["policy/clipfrac_avg"] > 0 and metrics["val/ratio_spread"] > 0
+
+
+def test_minibatches_are_a_new_permutation_in_every_epoch_and_iteration():
+    config = dataclasses.replace(CONFIG, batch_size=32, minibatches=4, epochs=2)
+    order = minibatch_order(config, 0)
+    assert order.shape == (8, 8)
+    for epoch in (order[:4], order[4:]):
+        assert sorted(epoch.ravel()) == list(range(32))
+    assert (order[:4] != order[4:]).any()
+    assert (order != minibatch_order(config, 1)).any()
+    assert (order != minibatch_order(dataclasses.replace(config, seed=1), 0)).any()
+    np.testing.assert_array_equal(order, minibatch_order(config, 0))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"minibatches": 3}, "minibatches = 3 does not divide batch_size = 8"),
+        ({"accumulate": 3}, "batch_size = 8 does not divide into 1 mesh parts"),
+        ({"sampling": dataclasses.replace(CONFIG.sampling, top_k=5)}, "sampling must have top_k 0"),
+        ({"corpora": {}}, "ptx_coef needs corpora"),
+        ({"ptx_rows": 3, "accumulate": 2}, "ptx_rows = 3 must be a multiple"),
+    ],
+)
+def test_impossible_settings_are_refused(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(CONFIG, **change)
