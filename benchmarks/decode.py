@@ -13,12 +13,11 @@ from functools import partial
 
 import numpy as np
 from gpt2_weights import Shape, gptjax_config, gptjax_params, random_weights
-from harness import Worker, interleave
-from results import bar, command_line, installed, is_quiet, parse, publish, ratio, summarise
+from harness import Burst, Worker, interleave, start
+from results import bar, check_agreement, command_line, installed, is_quiet, parse, publish, ratio, summarise
 
 GPT2_124M = Shape(layers=12, width=768, heads=12, vocab_size=50257, positions=1024)
 GPT2_6X512 = Shape(layers=6, width=512, heads=8, vocab_size=50257, positions=1024)
-SHAPES = {1: GPT2_124M, 16: GPT2_6X512}
 TINY = Shape(layers=2, width=64, heads=2, vocab_size=512, positions=64)
 BARS = {1: 1.3, 16: 1.8}
 PROMPT, NEW_TOKENS, TOP_K = 64, 128, 50
@@ -56,13 +55,14 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: 
         state = program(params, tokens, np.ones_like(tokens, bool), keys)
         return int(np.asarray(state.mask).sum())
 
-    begun = time.perf_counter()
-    work()
-    compiled = time.perf_counter()
-    work()
+    seconds = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
     logits = jax.jit(definition.apply)(params, tokens[:1])[0, -1]
     return work, {
-        "compile_seconds": 2 * compiled - begun - time.perf_counter(),
+        "compile_seconds": seconds[0] - seconds[1],
         "logits": np.asarray(logits)[:64].tolist(),
         "device": jax.devices()[0].device_kind,
     }
@@ -115,64 +115,49 @@ def build_transformers(shape: Shape, batch: int, prompt: int, new_tokens: int):
     return work, {"compile_seconds": 0.0, "logits": logits, "device": device}
 
 
-def check_agreement(reference: str, name: str, facts: dict[str, dict], tolerance: float) -> None:
-    """Refuse to compare models that compute different logits.
-
-    Raises:
-        SystemExit: naming both and the gap.
-    """
-    gap = float(np.abs(np.subtract(facts[name]["logits"], facts[reference]["logits"])).max())
-    if not gap <= tolerance:
-        raise SystemExit(
-            f"error: the logits of {name} and {reference} differ by {gap:.5f}, more than {tolerance}: they do not "
-            "compute the same model, so their times cannot be compared"
-        )
+def start_workers(batch: int, options) -> list[Worker]:
+    """The processes for one batch size, started one after the other."""
+    size = (TINY, batch, 8, 8) if options.quick else (shape_of(batch), batch, PROMPT, NEW_TOKENS)
+    builds = {}
+    if installed(PEER) and installed("torch"):
+        builds[f"{PEER}, batch {batch}"] = partial(build_transformers, *size)
+    for dtype in options.compute_dtype:
+        builds[f"gptjax {dtype}, batch {batch}"] = partial(build_gptjax, *size, dtype)
+    return start(builds, options.threads)
 
 
-def run_batch(batch: int, options) -> tuple[list, list[dict], list[dict], dict]:
-    """One batch size: (bursts, rows, bars, facts)."""
-    shape = TINY if options.quick else SHAPES.get(batch, GPT2_6X512)
-    prompt, new_tokens = (8, 8) if options.quick else (PROMPT, NEW_TOKENS)
-    size = (shape, batch, prompt, new_tokens)
-    peer = f"{PEER}, batch {batch}"
-    names = {f"gptjax {dtype}, batch {batch}": dtype for dtype in options.compute_dtype}
-    builds = {peer: partial(build_transformers, *size)} if installed(PEER) and installed("torch") else {}
-    builds |= {name: partial(build_gptjax, *size, dtype) for name, dtype in names.items()}
-    workers = []
-    for name, build in builds.items():
-        workers.append(Worker(name, build, threads=options.threads))
-        print(f"{name}: warm", flush=True)
+def shape_of(batch: int) -> Shape:
+    """The model that is decoded at a batch size."""
+    return GPT2_124M if batch == 1 else GPT2_6X512
+
+
+def row(name: str, figures: dict, facts: dict, peer: str, quiet: bool) -> dict:
+    """One implementation's line of the table."""
+    one = figures[name]
+    return {
+        "implementation": name,
+        "tokens/s": 1 / one.seconds_per_unit,
+        "slowest": 1 / one.slowest,
+        "fastest": 1 / one.fastest,
+        "CPU ms/token": 1e3 * one.cpu_seconds_per_unit,
+        f"speed / {PEER}": ratio(figures[peer], one, quiet) if peer in figures else None,
+        "compile s": facts[name]["compile_seconds"],
+        "peak MiB": one.peak_mib,
+        "kept": f"{one.kept} of {one.kept + one.dropped}",
+    }
+
+
+def run_batch(batch: int, options) -> tuple[list[Burst], list[dict], dict]:
+    """Times one batch size: (bursts, rows, facts)."""
+    workers = start_workers(batch, options)
     facts = {worker.name: worker.facts for worker in workers}
-    if peer in facts:
-        for name, dtype in names.items():
-            check_agreement(peer, name, facts, AGREEMENT[dtype])
+    check_agreement(facts, "logits", AGREEMENT)
     bursts = interleave([worker.burst for worker in workers], options.bursts, options.limit)
     for worker in workers:
         worker.close()
-
     figures = summarise(bursts)
     quiet = is_quiet(figures.values())
-    speed = {n: ratio(figures[peer], figures[n], quiet) if peer in figures else None for n in figures}
-    model = f"{shape.layers} layers, width {shape.width}"
-    rows = [
-        {
-            "implementation": name,
-            "model": model,
-            "tokens/s": 1 / one.seconds_per_unit,
-            "slowest": 1 / one.slowest,
-            "fastest": 1 / one.fastest,
-            "CPU ms/token": 1e3 * one.cpu_seconds_per_unit,
-            f"speed / {PEER}": speed[name],
-            "compile s": facts[name]["compile_seconds"],
-            "peak MiB": one.peak_mib,
-            "kept": f"{one.kept} of {one.kept + one.dropped}",
-        }
-        for name, one in figures.items()
-    ]
-    ours = f"gptjax float32, batch {batch}"
-    held = ours in names and batch in BARS
-    bars = [bar(f"speed / {PEER}, {ours}", speed[ours], BARS[batch], at_least=True)] if held else []
-    return bursts, rows, bars, facts | {f"shape, batch {batch}": asdict(shape)}
+    return bursts, [row(name, figures, facts, f"{PEER}, batch {batch}", quiet) for name in figures], facts
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -181,12 +166,18 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="prompts decoded together")
     parser.add_argument("--compute-dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
     options = parse(parser, arguments)
-    bursts, rows, bars, facts = [], [], [], {}
+    bursts, rows, facts = [], [], {}
     for batch in options.batch:
-        for total, part in zip((bursts, rows, bars), (found := run_batch(batch, options))[:3], strict=True):
-            total += part
-        facts |= found[3]
-    return publish("decode", options, bursts, rows, bars, facts=facts)
+        some_bursts, some_rows, some_facts = run_batch(batch, options)
+        bursts, rows, facts = bursts + some_bursts, rows + some_rows, facts | some_facts
+    speeds = {one["implementation"]: one[f"speed / {PEER}"] for one in rows}
+    bars = [
+        bar(f"speed / {PEER}, {name}", speeds[name], limit, at_least=True)
+        for batch, limit in BARS.items()
+        if (name := f"gptjax float32, batch {batch}") in speeds
+    ]
+    shapes = {f"batch {batch}": asdict(shape_of(batch)) for batch in options.batch}
+    return publish("decode", options, bursts, rows, bars, facts=facts, shapes=shapes)
 
 
 if __name__ == "__main__":

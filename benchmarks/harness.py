@@ -75,7 +75,7 @@ def tree_ticks(stats: Iterable[str], root: int) -> int:
 
 
 def others_share(before: tuple[int, int, int], after: tuple[int, int, int]) -> float:
-    """Share of the machine's CPU time that went to others between two readings (busy, total, own) of ticks."""
+    """Share of the machine's CPU time that others had between two readings (busy, total, own) of ticks."""
     busy, total, own = (b - a for a, b in zip(before, after, strict=True))
     return max(0.0, (busy - own) / total) if total else 0.0
 
@@ -159,6 +159,17 @@ class Worker:
         if isinstance(answer, str):
             raise RuntimeError(f"{self.name} failed:\n{answer}")
         return answer
+
+
+def start(builds: dict[str, Callable], threads: int | None) -> list[Worker]:
+    """The processes by name, started one after the other so that each compiles while the others wait."""
+    workers = []
+    for name, build in builds.items():
+        before = read_ticks()
+        workers.append(Worker(name, build, threads=threads))
+        workers[-1].facts["others_at_start"] = others_share(before, read_ticks())
+        print(f"{name}: warm", flush=True)
+    return workers
 
 
 def _serve(connection, build, arguments, threads) -> None:

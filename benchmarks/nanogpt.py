@@ -1,4 +1,4 @@
-"""The peer of the train step: a GPT-2 in torch, shaped like nanoGPT's (github.com/karpathy/nanoGPT), eager, float32.
+"""The peer of the train step: an eager float32 GPT-2 in torch, shaped like github.com/karpathy/nanoGPT.
 
 Legend: B batch, L length, D width, V vocabulary.
 """

@@ -74,6 +74,28 @@ def ratio(peer: Figures, ours: Figures, quiet: bool) -> float:
     return peer.cpu_seconds_per_unit / ours.cpu_seconds_per_unit
 
 
+def check_agreement(facts: dict[str, dict], what: str, tolerances: dict[str, float]) -> None:
+    """Refuse to compare programs that compute different things.
+
+    Args:
+        facts: by implementation; each holds a list of numbers under `what`.
+        what: name of the numbers that must agree with the first implementation's.
+        tolerances: largest absolute gap by compute dtype: bfloat16 where a name says so, else float32.
+
+    Raises:
+        SystemExit: naming the implementations and the gap.
+    """
+    reference = next(iter(facts))
+    for name, one in facts.items():
+        dtype = "bfloat16" if "bfloat16" in name + reference else "float32"
+        gap = max(abs(a - b) for a, b in zip(one[what], facts[reference][what], strict=True))
+        if not gap <= tolerances[dtype]:
+            raise SystemExit(
+                f"error: the {what} of {name} and {reference} differ by {gap:.2g}, above {tolerances[dtype]}: they "
+                "do not compute the same thing, so their times cannot be compared"
+            )
+
+
 def bar(figure: str, value: float | None, limit: float, *, at_least: bool) -> dict:
     """A figure beside its bar; `met` is None where there is no value."""
     met = None if value is None else value >= limit if at_least else value <= limit
@@ -156,8 +178,8 @@ def verdict(figures: dict[str, Figures], quick: bool) -> str:
     if is_quiet(figures.values()):
         return f"Medians over the kept bursts. {kept}"
     return (
-        f"indicative: the machine was busy. Ratios are of CPU seconds, not of wall time; threads that spin while "
-        f"they wait for a core count as working, so a peer with spinning threads looks slower. {kept}"
+        "indicative: the machine was busy. Ratios are of CPU seconds, not of wall time; threads that spin while"
+        f" they wait count as working, so an implementation whose threads spin looks slower. {kept}"
     )
 
 

@@ -14,8 +14,8 @@ from functools import partial
 
 import numpy as np
 from gpt2_weights import Shape, gptjax_config, gptjax_params, random_weights
-from harness import Worker, interleave, others_share, read_ticks
-from results import bar, command_line, installed, is_quiet, parse, publish, ratio, summarise
+from harness import Worker, interleave, start
+from results import bar, check_agreement, command_line, installed, is_quiet, parse, publish, ratio, summarise
 
 MODEL_A, BATCH_A = Shape(layers=6, width=384, heads=6, vocab_size=8192, positions=256), 16
 TINY, BATCH_TINY = Shape(layers=2, width=64, heads=2, vocab_size=512, positions=64), 4
@@ -124,37 +124,14 @@ def build_torch(shape: Shape, batch: int, steps: int):
     return work, {"losses": losses, "compile_seconds": 0.0, "device": device}
 
 
-def check_agreement(facts: dict[str, dict]) -> None:
-    """Refuse to compare programs that compute different things.
-
-    Raises:
-        SystemExit: naming the implementations whose first three losses differ.
-    """
-    reference = next(iter(facts))
-    for name, one in facts.items():
-        tolerance = max(limit for dtype, limit in AGREEMENT.items() if dtype in f"{name} {reference}")
-        gap = max(abs(a - b) for a, b in zip(one["losses"], facts[reference]["losses"], strict=True))
-        if not gap <= tolerance:
-            raise SystemExit(
-                f"error: the losses of {name} and {reference} differ by {gap:.4f}, more than {tolerance}: they do "
-                "not compute the same step, so their times cannot be compared"
-            )
-
-
 def start_workers(options) -> list[Worker]:
-    """The processes, started one after the other so that each compiles on a machine of its own."""
+    """The processes of all implementations, warm."""
     shape, batch, steps = (TINY, BATCH_TINY, 2) if options.quick else (MODEL_A, BATCH_A, options.steps)
     builds = {PEER: partial(build_torch, shape, batch, steps)} if installed("torch") else {}
     for dtype, loop in itertools.product(options.compute_dtype, options.loop):
         changes = {"compute_dtype": dtype, "loop": loop, "attention": options.attention}
         builds[f"gptjax {dtype} {loop}"] = partial(build_gptjax, shape, batch, steps, changes)
-    workers = []
-    for name, build in builds.items():
-        before = read_ticks()
-        workers.append(Worker(name, build, threads=options.threads))
-        workers[-1].facts["others_at_start"] = others_share(before, read_ticks())
-        print(f"{name}: warm", flush=True)
-    return workers
+    return start(builds, options.threads)
 
 
 def row(name, figures, facts, tokens_per_step, quiet) -> dict:
@@ -191,7 +168,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
     workers = start_workers(options)
     facts = {worker.name: worker.facts for worker in workers}
-    check_agreement(facts)
+    check_agreement(facts, "losses", AGREEMENT)
     bursts = interleave([worker.burst for worker in workers], options.bursts, options.limit)
     for worker in workers:
         worker.close()

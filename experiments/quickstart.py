@@ -46,6 +46,7 @@ def config() -> RoadConfig:
         ),
         reward=RewardConfig(
             groups=2990,  # one pass over the rated texts
+            margin_scale=0.25,
             length=160,
             batch_size=8,
             optimizer=muon(learning_rate=2e-3, muon_learning_rate=0.005, warmup_steps=20, final_fraction=0.0),
@@ -54,7 +55,7 @@ def config() -> RoadConfig:
         ppo=PpoConfig(
             sampling=SamplingConfig(max_new_tokens=32),
             prompt_length=32,
-            iterations=14,
+            iterations=16,
             batch_size=64,
             minibatches=2,
             kl_coef=0.05,

@@ -56,10 +56,10 @@ def _rows(config: typing.Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _attributes(cls: type) -> dict[str, str]:
-    """The `name: sentence` entries of a docstring's `Attributes:` block."""
+    """The `name: sentence` and `name, name: sentence` entries of a docstring's `Attributes:` block."""
     _, _, block = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
-    entries = re.findall(r"^(\w+): (.*(?:\n +.*)*)", textwrap.dedent(block), re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+    entries = re.findall(r"^(\w+(?:, \w+)*): (.*(?:\n +.*)*)", textwrap.dedent(block), re.MULTILINE)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
 
 def _type_words(annotation: typing.Any) -> str:

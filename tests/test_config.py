@@ -19,7 +19,7 @@ class Optimizer:
     Attributes:
         learning_rate: the peak of the
             schedule.
-        kind: its name.
+        kind, clip: its name, its limit.
     """
 
     learning_rate: float = 1e-3
@@ -182,8 +182,8 @@ def test_describe_lists_every_key():
     lines = describe(BASE).splitlines()
     shown = [" ".join(line.split()) for line in lines]
     assert "--optimizer.learning-rate float = 0.001 the peak of the schedule." in shown
-    assert "--optimizer.kind adamw|sgd = adamw its name." in shown
-    assert "--optimizer.clip float|None = 1.0" in shown
+    assert "--optimizer.kind adamw|sgd = adamw its name, its limit." in shown
+    assert "--optimizer.clip float|None = 1.0 its name, its limit." in shown
     assert "--weights dict[str, float] = a=1.0,b_c=2.0" in shown
     assert len(lines) == 4 + 2 + 6
 

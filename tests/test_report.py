@@ -7,7 +7,8 @@ import pytest
 
 from gptjax.config import ConfigError, configclass
 from gptjax.evaluation.charts import curves
-from gptjax.evaluation.report import read_run, result_table, write_report
+from gptjax.evaluation.report import result_table, write_report
+from gptjax.evaluation.results import read_run
 from gptjax.runs import mark_done, open_run, write_json_atomic
 from gptjax.training.metrics import MetricsWriter
 
@@ -45,7 +46,9 @@ def make_road(folder, seed=0, accuracy=0.75):
     }.items():
         writer = MetricsWriter(open_run(folder / stage, RoadSettings(seed=seed)))
         for step in range(3):
-            writer.write(step, {name: float(step) for name in names} | {"odd": float("nan")}, stage)
+            writer.write(
+                step, {name: float(step) for name in names} | {"odd": float("nan"), "skipped": 0.0}, stage
+            )
         writer.close()
         if stage != "ppo_without_ptx":
             mark_done(folder / stage, {"seconds": 10.0, "tokens": 5000})
@@ -142,6 +145,8 @@ def test_variants_share_the_panels_of_their_stage(road):
         assert f"<!-- {label} -->" in drawing
     pretrain = (road / "figures" / "curves_pretrain.svg").read_text()
     assert "<!-- heldout_loss -->" in pretrain and "<!-- ratings -->" in pretrain
+    assert "<!-- skipped -->" not in pretrain
+    assert "The same at every step: skipped = 0." in (road / "report.html").read_text()
     assert "<!-- odd -->" not in pretrain, "a metric without a finite value has no curve"
 
 

@@ -1,12 +1,9 @@
 """The report of one or more runs: `report.md` and a self-contained `report.html`."""
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gptjax.config import ConfigError
 from gptjax.evaluation import charts
 from gptjax.evaluation.document import (
     Block,
@@ -18,31 +15,10 @@ from gptjax.evaluation.document import (
     write_html,
     write_markdown,
 )
-from gptjax.training.metrics import read_metrics
+from gptjax.evaluation.results import Run, read_run
 
-# The order of the road; other stages follow by name.
-_STAGES = ("pretrain", "finetune", "reward", "ppo", "ppo_without_ptx")
 _TRANSCRIPTS = 10
 _FAMILIES = ("loss", "bits_per_byte", "accuracy")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run folder holds.
-
-    Attributes:
-      folder: the run folder.
-      results: `results.json`; empty for a run of one stage.
-      metrics: stage -> rows of its `metrics.jsonl`.
-      done: stage -> its summary; a stage that has not finished is absent.
-      environment: facts of the latest start, from `environment.txt`.
-    """
-
-    folder: Path
-    results: dict
-    metrics: dict[str, list[dict]]
-    done: dict[str, dict]
-    environment: dict[str, str]
 
 
 def write_report(run_folders: Sequence[str | Path]) -> Path:
@@ -60,29 +36,6 @@ def write_report(run_folders: Sequence[str | Path]) -> Path:
     write_markdown(first.folder / "report.md", f"gptjax report: {names}", blocks)
     write_html(first.folder / "report.html", f"gptjax report: {names}", blocks)
     return first.folder / "report.html"
-
-
-def read_run(folder: Path) -> Run:
-    """Reads a run folder: the whole road, or a single stage.
-
-    Raises:
-      ConfigError: the folder holds no run.
-    """
-    if not (folder / "config.json").exists():
-        raise ConfigError(f"there is no run in {folder}: name a folder that gptjax train has made")
-    stages = {path.parent.name: path.parent for path in folder.glob("*/metrics.jsonl")}
-    if (folder / "metrics.jsonl").exists():
-        stages[folder.resolve().name] = folder
-    order = [name for name in _STAGES if name in stages] + sorted(set(stages) - set(_STAGES))
-    done = {name: stages[name] / "done.json" for name in order}
-    results = folder / "results.json"
-    return Run(
-        folder=folder,
-        results=_read_json(results) if results.exists() else {},
-        metrics={name: read_metrics(stages[name] / "metrics.jsonl") for name in order},
-        done={name: _read_json(path) for name, path in done.items() if path.exists()},
-        environment=_latest_environment(folder / "environment.txt"),
-    )
 
 
 def result_table(results: Mapping) -> str:
@@ -172,9 +125,22 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
                 for metric, points in _series(run.metrics.get(variant, [])).items():
                     panel, line = _panel(metric) if len(variants) == 1 else (metric, "")
                     panels.setdefault(panel, {})[" ".join([*labels, line]).strip()] = points
+        values = {
+            panel: {y for points in lines.values() for _, y in points} for panel, lines in panels.items()
+        }
+        moving = sorted((panel for panel in panels if len(values[panel]) > 1), key=_importance)
+        constant = [f"{panel} = {_number(*values[panel])}" for panel in panels if len(values[panel]) == 1]
         if panels:
             yield Heading(f"Curves: {stage}")
-            yield Picture(f"curves_{stage}", charts.curves(panels), f"metrics of {stage} against the step")
+        if moving:
+            drawing = charts.curves({panel: panels[panel] for panel in moving})
+            yield Picture(f"curves_{stage}", drawing, f"metrics of {stage} against the step")
+        if constant:
+            yield Paragraph(f"The same at every step: {', '.join(constant)}.")
+
+
+def _importance(panel: str) -> tuple[bool, str]:
+    return not panel.startswith(("loss", "accuracy", "objective/")), panel
 
 
 def _series(rows: Sequence[Mapping]) -> dict[str, list[tuple[float, float]]]:
@@ -272,22 +238,6 @@ def _files(runs: Sequence[Run]) -> Iterator[Block]:
 
 def _names(runs: Sequence[Run]) -> list[str]:
     return [run.folder.resolve().name for run in runs]
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text("utf-8"))
-
-
-def _latest_environment(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    block = path.read_text("utf-8").strip().split("\n\n")[-1]
-    facts = {}
-    for line in block.splitlines():
-        key, separator, value = line.partition(": " if ": " in line else "==")
-        if separator:
-            facts[key] = value
-    return facts
 
 
 def _number(value: object) -> str:
