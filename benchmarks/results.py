@@ -87,12 +87,13 @@ def check_agreement(facts: dict[str, dict], what: str, tolerances: dict[str, flo
     """
     reference = next(iter(facts))
     for name, one in facts.items():
-        dtype = "bfloat16" if "bfloat16" in name + reference else "float32"
-        gap = max(abs(a - b) for a, b in zip(one[what], facts[reference][what], strict=True))
-        if not gap <= tolerances[dtype]:
+        limit = tolerances["bfloat16" if "bfloat16" in name + reference else "float32"]
+        gaps = [abs(a - b) for a, b in zip(one[what], facts[reference][what], strict=True)]
+        too_wide = [gap for gap in gaps if not gap <= limit]  # NaN is too wide as well
+        if too_wide:
             raise SystemExit(
-                f"error: the {what} of {name} and {reference} differ by {gap:.2g}, above {tolerances[dtype]}: they "
-                "do not compute the same thing, so their times cannot be compared"
+                f"error: the {what} of {name} and {reference} differ by {too_wide[0]:.2g}, over {limit}: "
+                "they do not compute the same thing, so their times cannot be compared"
             )
 
 
@@ -121,9 +122,9 @@ def command_line(description: str, bursts: int, limit: int) -> argparse.Argument
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options; `--quick` asks for one burst of each and writes no files unless told where."""
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if options.quick:
         options.bursts, options.limit = 1, 0.0
     elif options.results is None:
@@ -178,13 +179,13 @@ def verdict(figures: dict[str, Figures], quick: bool) -> str:
     if is_quiet(figures.values()):
         return f"Medians over the kept bursts. {kept}"
     return (
-        "indicative: the machine was busy. Ratios are of CPU seconds, not of wall time; threads that spin while"
-        f" they wait count as working, so an implementation whose threads spin looks slower. {kept}"
+        "indicative: the machine was busy. Ratios are of CPU seconds, not of wall time; threads that spin "
+        f"while they wait count as working, so an implementation whose threads spin looks slower. {kept}"
     )
 
 
-def publish(benchmark: str, options, bursts: list[Burst], rows: list[dict], bars: list[dict], **more) -> dict:
-    """Prints the result and writes it as `<benchmark>-<date>.json` and `.md`; returns it.
+def publish(benchmark: str, options, bursts: list[Burst], rows: list[dict], bars: list[dict], **more) -> None:
+    """Prints the result and writes it as `<benchmark>-<date>.json` and `.md`.
 
     Args:
         benchmark: its name.
@@ -206,7 +207,6 @@ def publish(benchmark: str, options, bursts: list[Burst], rows: list[dict], bars
         stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         stem.with_suffix(".md").write_text(text, "utf-8")
         print(f"written: {stem}.json and .md")
-    return result
 
 
 def markdown(result: dict) -> str:

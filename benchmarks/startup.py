@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from functools import partial
 from pathlib import Path
 
@@ -121,18 +122,23 @@ def row(name: str, figures: dict, facts: dict) -> dict:
     }
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    """Runs the benchmark; returns what it publishes."""
-    options = parse(command_line(__doc__.splitlines()[0], bursts=5, limit=30), arguments)
+def options() -> ArgumentParser:
+    """The command line."""
+    return command_line(__doc__.splitlines()[0], bursts=5, limit=30)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    chosen = parse(options())
     commands = {HELP: help_command(), IMPORTS: [sys.executable, "-c", "import gptjax.stages.pretrain"]}
     turns = [partial(run_command, name, command) for name, command in commands.items()]
-    bursts = interleave(turns, options.bursts, options.limit)
+    bursts = interleave(turns, chosen.bursts, chosen.limit)
     facts: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        size = (TINY, BATCH_TINY) if options.quick else (MODEL_A, BATCH_A)
-        more = (*size, f"{folder}/programs", options.threads, facts)
+        size = (TINY, BATCH_TINY) if chosen.quick else (MODEL_A, BATCH_A)
+        more = (*size, f"{folder}/programs", chosen.threads, facts)
         starts = [partial(run_start, name, *more) for name in (FIRST, SECOND)]
-        bursts += interleave(starts, min(options.bursts, NEEDED), options.limit)
+        bursts += interleave(starts, min(chosen.bursts, NEEDED), chosen.limit)
 
     figures = summarise(bursts)
     rows = [row(name, figures, facts) for name in figures]
@@ -143,7 +149,7 @@ def main(arguments: list[str] | None = None) -> dict:
         bar("programs the second start found", lines[SECOND]["programs found"], 1, at_least=True),
         bar("step of the second start / of the first", step, 1, at_least=False),
     ]
-    return publish("startup", options, bursts, rows, bars, facts=facts)
+    publish("startup", chosen, bursts, rows, bars, facts=facts)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import tiny
@@ -48,7 +49,7 @@ STAGES = {
 SMALL = {
     "my_text": (
         "pretrain",
-        "--model.vocab-size 512 --model.width 16 --model.layers 2 --model.heads 2 --batch-size 4 --steps 2 "
+        "--model.vocab-size 512 --model.width 16 --model.layers 1 --model.heads 2 --batch-size 4 --steps 2 "
         "--heldout-bytes 1000 --length 64",
     ),
     "my_dialogues": ("finetune", "--steps 2 --rewordings 1 --length 120"),
@@ -113,9 +114,10 @@ def test_every_command_runs(page, command, workplace, capsys):
         assert re.search(rf"^step \S+ {re.escape(command)}( |$)", ci, re.MULTILINE), (
             f".ci/run lacks {command}"
         )
-    elif words[:2] == ["source", ".venv/bin/activate"]:
-        made = "-m venv .venv" in (ROOT / "launch.sh").read_text("utf-8").replace('"$python" ', "")
-        assert made and (ROOT / ".venv/bin/activate").exists(), "./launch.sh test has not made .venv"
+    elif words == ["source", ".venv/bin/activate"]:
+        if not (ROOT / ".venv").exists():
+            pytest.skip("there is no .venv: ./launch.sh makes it")
+        assert subprocess.run(["bash", "-ec", f"{command}; command -v python"], cwd=ROOT).returncode == 0
     elif "./launch.sh" in words:
         ran = subprocess.run(f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
@@ -130,17 +132,15 @@ def test_every_command_runs(page, command, workplace, capsys):
 
 def run_gptjax(words: list[str], stdin: str) -> int:
     """Runs a command of the pages, a road's training as far as its configuration."""
-    experiment = re.match(r"experiments/(\w+)\.py", words[2])[1] if words[1:2] == ["train"] else None
-    if experiment and experiment in SMALL and len(words) == 3:
-        stage = SMALL[experiment][0]
-        print(open(f"runs/quickstart/{stage}/done.json").read())  # the fixture ran it
+    experiment = Path(words[2]).stem if words[1] == "train" and "--help" not in words else None
+    if experiment in SMALL:
+        print(Path("runs/quickstart", SMALL[experiment][0], "done.json").read_text())  # the fixture ran it
         return 0
-    if experiment and "--help" not in words:
+    if experiment:
         assert experiment in ROADS, f"nothing runs the experiment {experiment}"
         words = [*words, "--print-config"]
-    if words[1] == "report":
-        for run in words[2:]:  # a copy stands for the run of another seed
-            shutil.copytree("runs/quickstart", run, dirs_exist_ok=True) if run != "runs/quickstart" else None
+    for run in words[3:] if words[1] == "report" else []:
+        shutil.copytree("runs/quickstart", run, dirs_exist_ok=True)  # it stands for the run of another seed
     return gptjax(shlex.join(words), stdin)
 
 
@@ -150,7 +150,9 @@ def test_every_error_is_printed_as_shown(command, printed, workplace, capsys):
     assert capsys.readouterr().err.strip() == printed
 
 
-@pytest.mark.parametrize("page", [page for page in FILES if blocks(page, "python")])
+@pytest.mark.parametrize(
+    "page", [page for page in FILES if blocks(page, "python") and page != "docs/data.md"]
+)
 def test_every_example_runs(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     run_examples(page, {})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import check_golden
-from ppo_case import B, CONFIG, END, PAD, make_case, text_batch
+from ppo_case import CONFIG, END, PAD, B, make_case, text_batch
 
 from gptjax.generation.decode import decode
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
@@ -64,19 +64,131 @@ def replies(case):
     return texts
 
 
-def run_models(case, replies):
-    """Logits of policy and reference, scalars of critic and reward model, rows unpadded on the left."""
+def log_softmax(logits):
+    logits = logits / TEMPERATURE
+    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+@pytest.fixture(scope="module")
+def twin(case, replies):
+    """Per reply: log-probabilities of policy and reference, entropies, values, score; lists of floats."""
     tokens = np.zeros((B, max(len(p) + len(r) for p, r in replies)), np.int32)
     for row, (prompt, reply) in zip(tokens, replies, strict=True):
         row[: len(prompt) + len(reply)] = prompt + reply
     language, scalar = jax.jit(case.language.apply), jax.jit(case.scalar.apply)
-    outputs = [language(case.policy, tokens), language(case.reference, tokens)]
-    outputs += [scalar(case.critic, tokens), scalar(case.reward, tokens)]
-    return tokens, [np.asarray(x, np.float64) for x in outputs]
+    policy, reference = (np.asarray(language(p, tokens), float) for p in (case.policy, case.reference))
+    critic, reward = (np.asarray(scalar(p, tokens), float) for p in (case.critic, case.reward))
+    rows = []
+    for b, (prompt, reply) in enumerate(replies):
+        before = [len(prompt) - 1 + t for t in range(len(reply))]  # what predicts token t stands before it
+        own = [log_softmax(policy[b, place]) for place in before]
+        other = [log_softmax(reference[b, place]) for place in before]
+        score = reward[b, len(prompt) + len(reply) - 1]
+        rows.append(
+            {
+                "own": [o[token] for o, token in zip(own, reply, strict=True)],
+                "other": [o[token] for o, token in zip(other, reply, strict=True)],
+                "entropy": [-(np.exp(o) * o).sum() for o in own],
+                "value": [critic[b, place] for place in before],
+                "raw": score,
+                "score": score - (0.0 if reply[-1] == END else CONFIG.missing_eos_penalty),
+            }
+        )
+    return rows
 
 
-def log_softmax(logits):
-    logits = logits / TEMPERATURE
-    return logits - np.log(np.exp(logits - logits.max())).sum() - logits.max() if False else (
-        logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
-    )
+def advantages_and_returns(row):
+    """Generalised advantages of one reply, from its end to its beginning."""
+    rewards = [-CONFIG.kl_coef * (a - b) for a, b in zip(row["own"], row["other"], strict=True)]
+    rewards[-1] += row["score"]
+    advantage, next_value, advantages = 0.0, 0.0, []
+    for reward, value in zip(rewards[::-1], row["value"][::-1], strict=True):
+        advantage = reward + CONFIG.gamma * (next_value + CONFIG.gae_lambda * advantage) - value
+        next_value = value
+        advantages.insert(0, advantage)
+    return advantages, [a + v for a, v in zip(advantages, row["value"], strict=True)], sum(rewards)
+
+
+def test_objective_equals_the_twin(twin, iteration):
+    kls = [sum(row["own"]) - sum(row["other"]) for row in twin]
+    entropies = [row["entropy"] for row in twin]
+    values = np.concatenate([row["value"] for row in twin])
+    returns = np.concatenate([advantages_and_returns(row)[1] for row in twin])
+    expected = {
+        "objective/kl": np.mean(kls),
+        "objective/scores": np.mean([row["raw"] for row in twin]),
+        "objective/entropy": np.mean([sum(e) for e in entropies]),
+        "objective/rlhf_reward": np.mean([advantages_and_returns(row)[2] for row in twin]),
+        "objective/non_score_reward": -CONFIG.kl_coef * np.mean(kls),
+        "objective/kl_coef": CONFIG.kl_coef,
+        "policy/entropy_avg": np.mean(np.concatenate(entropies)),
+        "val/response_length": np.mean([len(e) for e in entropies]),
+        "val/num_eos_tokens": sum(row["raw"] == row["score"] for row in twin),
+        "val/empty_responses": 0,
+        "ppo/val/var_explained": 1 - np.var(returns - values) / np.var(returns),
+    }
+    assert abs(expected["objective/kl"]) > 1e-3
+    for name, value in expected.items():
+        np.testing.assert_allclose(iteration[2][name], value, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_first_pass_losses_equal_the_twin(twin, iteration):
+    parts = [advantages_and_returns(row) for row in twin]
+    advantages, returns = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    whitened = (advantages - advantages.mean()) / np.sqrt(advantages.var() + 1e-8)
+    values = np.concatenate([row["value"] for row in twin])
+    metrics = iteration[2]
+    # The ratio is 1 on the first pass, so nothing is clipped and the loss is the mean advantage: 0.
+    np.testing.assert_allclose(metrics["loss/policy_avg"], -whitened.mean(), atol=1e-6)
+    np.testing.assert_allclose(metrics["loss/value_avg"], ((values - returns) ** 2).mean() / 2, rtol=2e-5)
+    np.testing.assert_allclose(metrics["val/ratio"], 1, atol=1e-6)
+    assert metrics["policy/approxkl_avg"] < 1e-12
+    assert metrics["policy/clipfrac_avg"] == metrics["val/clipfrac_avg"] == 0
+
+
+def test_gradient_equals_that_of_the_twin_with_ptx(case, replies, twin, iteration):
+    """The norm of the first update's gradient, from an objective written for unpadded rows."""
+    parts = [advantages_and_returns(row)[0] for row in twin]
+    flat = np.concatenate(parts)
+    text = text_batch(0)
+    tokens = np.zeros((B, max(len(p) + len(r) for p, r in replies)), np.int32)
+    weight = np.zeros(tokens.shape, np.float32)
+    for b, (prompt, reply) in enumerate(replies):
+        tokens[b, : len(prompt) + len(reply)] = prompt + reply
+        whitened = (np.array(parts[b]) - flat.mean()) / np.sqrt(flat.var() + 1e-8)
+        weight[b, len(prompt) : len(prompt) + len(reply)] = whitened / len(flat)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        log_probs = jax.nn.log_softmax(case.language.apply(params, tokens)[:, :-1] / TEMPERATURE)
+        drawn = jnp.take_along_axis(log_probs, tokens[:, 1:, None], -1)[..., 0]
+        # At a ratio of 1 the surrogate's gradient is that of advantage times log-probability.
+        surrogate = -(weight[:, 1:] * drawn).sum()
+        text_log_probs = jax.nn.log_softmax(case.language.apply(params, text["tokens"]))
+        nll = -jnp.take_along_axis(text_log_probs, text["targets"][..., None], -1).mean()
+        return surrogate + CONFIG.ptx_coef * nll
+
+    squares = sum(float((np.asarray(g, float) ** 2).sum()) for g in jax.tree.leaves(gradient(case.policy)))
+    np.testing.assert_allclose(iteration[2]["gradient_norm"], squares**0.5, rtol=2e-5)
+
+
+def test_average_of_the_policies(iteration):
+    before, after, _ = iteration
+    assert after.policy.step == before.policy.step + 1 and after.step == START + 1
+    for ema, old, new in zip(
+        *map(jax.tree.leaves, (after.ema, before.policy.params, after.policy.params)), strict=True
+    ):
+        np.testing.assert_allclose(ema, 0.75 * old + 0.25 * new, atol=1e-6)
+    drift = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (after.ema, before.ema)), strict=True)]
+    assert max(drift) > 1e-4
+
+
+def test_adaptive_kl_coefficient_is_part_of_the_state(twin, iteration):
+    kl = np.mean([sum(row["own"]) - sum(row["other"]) for row in twin])
+    error = np.clip(kl / 2.0 - 1, -0.2, 0.2)
+    np.testing.assert_allclose(iteration[1].kl_coef, CONFIG.kl_coef * (1 + error * B / 64), rtol=1e-6)
+
+
+def test_golden(iteration):
+    check_golden("ppo", {name: value for name, value in iteration[2].items() if "gap" not in name})

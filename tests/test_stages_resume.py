@@ -24,7 +24,7 @@ from gptjax.stages.road import stage_configs
 from gptjax.training.loop import RESUBMIT
 from gptjax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided", "ignore:Use `load`")
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 # When each stage dies; after these it dies once more, at a random moment.
 DEATHS = {
@@ -64,7 +64,7 @@ def road(tmp_path_factory):
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of a stored tree, by its path in the tree."""
-    read = ocp.load_pytree if path.name == "params" else ocp.load_checkpointables
+    read = ocp.load if path.name == "params" else ocp.load_checkpointables
     leaves = jax.tree_util.tree_leaves_with_path(read(path))
     return {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves}
 
@@ -131,7 +131,7 @@ def test_a_changed_configuration_is_refused_naming_the_difference(road, stopped)
 
 
 def other_tokenizer() -> Tokenizer:
-    return Tokenizer.train([json.dumps(list(range(2000)))], vocab_size=280)
+    return Tokenizer.train([json.dumps(list(range(2000)))], vocab_size=270)
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused_naming_its_hash(road, stopped):

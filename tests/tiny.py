@@ -14,7 +14,7 @@ from gptjax.stages.reward import RewardConfig
 from gptjax.stages.road import RoadConfig
 from gptjax.training.optimizers import OptimizerConfig
 
-MODEL = DecoderConfig(vocab_size=384, context_length=128, width=16, layers=1, heads=2, loop="unroll")
+MODEL = DecoderConfig(vocab_size=384, context_length=256, width=16, layers=1, heads=2, loop="unroll")
 ADAM = OptimizerConfig(learning_rate=1e-3)
 
 
@@ -49,10 +49,11 @@ def config(data: Path) -> RoadConfig:
             optimizer=ADAM,
             heldout_bytes=2000,
             save_every=3,
+            eval_every=5,
         ),
         finetune=FinetuneConfig(
             dialogues={dialogues: 1.0},
-            length=120,
+            length=240,
             batch_size=4,
             steps=12,
             dropout=0.1,

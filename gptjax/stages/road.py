@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -75,10 +76,11 @@ def run(config: RoadConfig, folder: Path) -> None:
     report = write_report([folder])
     print(f"\n{result_table(json.loads((folder / 'results.json').read_text('utf-8')))}")
     print(f"\nreport: {report}")
+    program = sys.argv[0]
     print("next:")
-    print(f"  gptjax chat {folder}                 talk to it")
-    print(f"  gptjax report {folder}               write the report again")
-    print("  gptjax train experiments/quickstart.py --help   every setting of this run")
+    print(f"  {program} chat {folder}    talk to it")
+    print(f"  {program} report {folder}    write the report again")
+    print(f"  {program} train experiments/quickstart.py --help    every setting of this run")
 
 
 def judge(config: RoadConfig, folder: Path) -> dict:
