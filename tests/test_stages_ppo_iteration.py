@@ -49,7 +49,8 @@ def iteration(case):
 @pytest.fixture(scope="module")
 def replies(case):
     """Prompt and reply of each request as lists of ids, and whether the reply ended by itself."""
-    keys = jax.random.split(jax.random.fold_in(KEY, START), B)
+    rollouts = jax.random.fold_in(KEY, 0)
+    keys = jax.random.split(jax.random.fold_in(rollouts, START), B)
 
     @jax.jit
     def draw(params):

@@ -16,6 +16,7 @@ import tiny
 from orbax.checkpoint import v1 as ocp
 
 from gptjax.config import ConfigError, to_json
+from gptjax.data.corpora import read_documents
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import pretrain
@@ -131,7 +132,7 @@ def test_a_changed_configuration_is_refused_naming_the_difference(road, stopped)
 
 
 def other_tokenizer() -> Tokenizer:
-    return Tokenizer.train([json.dumps(list(range(2000)))], vocab_size=270)
+    return Tokenizer.train((d.text for d in read_documents("pydoc")[:10]), vocab_size=384)
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused_naming_its_hash(road, stopped):

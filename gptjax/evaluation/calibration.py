@@ -47,7 +47,7 @@ def reliability(probability_P: np.ndarray, correct_P: np.ndarray, bins: int = 10
 
     Args:
         probability_P: predicted probability of the completion the model prefers, `[P]`.
-        correct_P: whether the humans prefer it too.
+        correct_P: whether the humans prefer it too, 0 to 1.
         bins: number of bins; empty ones are left out.
 
     Returns:
@@ -73,9 +73,12 @@ def expected_calibration_error(table: list[dict]) -> float:
 
 
 def confidence(difference_P: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Probability given to the completion the model prefers, and whether the humans agree: `[P]` each."""
+    """Probability given to the completion the model prefers, and whether the humans agree: `[P]` each.
+
+    Where the model prefers neither, half agree.
+    """
     probability = 1 / (1 + np.exp(-np.abs(difference_P) / temperature))
-    return probability, difference_P > 0
+    return probability, (difference_P > 0) + 0.5 * (difference_P == 0)
 
 
 def fit_temperature(difference_P: np.ndarray) -> float:

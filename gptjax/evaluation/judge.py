@@ -1,5 +1,6 @@
 """Judging samples by something no stage was trained on: a sentiment lexicon, and how varied the text is."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -24,5 +25,6 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
 
 
 def on_topic(reply: str, keywords: Sequence[str]) -> bool:
-    """Whether the reply contains one of the keywords, whatever its case."""
-    return any(keyword in reply.lower() for keyword in keywords)
+    """Whether the reply contains one of the keywords as a whole word, whatever its case."""
+    either = "|".join(map(re.escape, keywords))
+    return re.search(rf"(?<!\w)(?:{either})(?!\w)", reply, re.IGNORECASE) is not None

@@ -202,7 +202,11 @@ def _chunks(x_BxL: jax.Array, chunk_size: int) -> jax.Array:
 def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     output = jnp.promote_types(dtype, jnp.float32)
-    return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), dimensions, preferred_element_type=output)
+    # Left to themselves, NVIDIA GPUs multiply float32 as TF32 and TPUs as bfloat16: three digits.
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        a.astype(dtype), b.astype(dtype), dimensions, precision=precision, preferred_element_type=output
+    )
 
 
 def _chunk_sums(logits_CxV, targets_C, weights_C, z_loss):

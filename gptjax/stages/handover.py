@@ -58,6 +58,10 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh) -> TrainedModel:
     Raises:
         ConfigError: there is no finished model, or its tokenizer is not the one it was trained with.
     """
+    if not str(folder):
+        raise ConfigError(
+            "no base model is named: set base (policy and reward in PPO) to a finished run folder"
+        )
     source = Path(folder) / "model"
     if not (source / "model.json").exists():
         raise ConfigError(f"{folder} holds no finished model: run the stage that makes it first")

@@ -21,7 +21,7 @@ from gptjax.losses.ppo import ratio_variance
 from gptjax.losses.rewards import update_kl_coefficient
 from gptjax.models.functional import matmul_flops_per_token
 from gptjax.runs import mark_done, open_run, stage_done
-from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
+from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, replicated
 from gptjax.stages.experience import count_totals, make_experience, make_policy_loss, make_value_loss
 from gptjax.stages.handover import load_model, save_model
 from gptjax.stages.ppo_data import prompt_rows, read_prompts, text_rows
@@ -141,9 +141,11 @@ def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, re
     """`iteration(state, prompts, key) -> (state, metrics)`: rollout, experience, all updates."""
     policy_optimizer, value_optimizer = make_optimizers(config, language, scalar)
 
+    def request_keys(key, step):
+        return jax.random.split(jax.random.fold_in(key, step), config.batch_size)
+
     def rollout_fn(params, prompts, key, step):
-        keys = jax.random.split(jax.random.fold_in(key, step), len(prompts["tokens"]))
-        end, pad = tokenizer.im_end_id, tokenizer.pad_id
+        keys, end, pad = request_keys(key, step), tokenizer.im_end_id, tokenizer.pad_id
         return draw(language, params, prompts["tokens"], prompts["mask"], keys, config.sampling, end, pad)
 
     def average(ema, params):
@@ -169,16 +171,15 @@ def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, re
 
     def iteration(state: PpoState, prompts, key):
         number = int(state.step)
+        rollout_key, policy_key, value_key = (jax.random.fold_in(key, purpose) for purpose in range(3))
         with jax.set_mesh(mesh):
-            rollout = rollout_step(state.policy.params, prompts, key, number)
+            rollout = rollout_step(state.policy.params, prompts, rollout_key, number)
             made, metrics = experience(
                 state.policy.params, state.critic.params, reference, reward, rollout, state.kl_coef
             )
         if number == 0:
-            keys = jnp.stack(
-                [jax.random.split(jax.random.fold_in(key, i), config.batch_size) for i in (0, 1)]
-            )
-            scores = reward_scores(scalar, reward, rollout)
+            keys = jnp.stack([request_keys(rollout_key, i) for i in (0, 1)])
+            scores = jax.jit(reward_scores, static_argnums=0)(scalar, reward, rollout)
             dtype = language.config.compute_dtype
             metrics |= check_identities(
                 log_probs, state.policy.params, reference, rollout, scores, keys, dtype
@@ -187,8 +188,8 @@ def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, re
         for index in minibatch_order(config, number):
             batch = {"experience": take(made, index)}
             text = {"text": place(texts(int(policy.step)), mesh)} if config.ptx_coef else {}
-            policy, policy_metrics = policy_step(policy, batch | text, key)
-            critic, value_metrics = value_step(critic, batch, key)
+            policy, policy_metrics = policy_step(policy, batch | text, policy_key)
+            critic, value_metrics = value_step(critic, batch, value_key)
             ema = average(ema, policy.params)
             value_metrics = {"val/gradient_norm": value_metrics.pop("gradient_norm")} | value_metrics
             skipped = jnp.maximum(policy_metrics["skipped"], value_metrics["skipped"])
@@ -234,7 +235,8 @@ def run(config: PpoConfig, folder: Path) -> None:
         policy=policy,
         critic=create_state(scalar, value_optimizer, mesh, params=reward.params),
         ema=jax.tree.map(jnp.copy, policy.params),
-        kl_coef=jnp.float32(config.kl_coef),
+        # Laid out as the updated one will be, or the programs that take it are compiled twice.
+        kl_coef=jax.device_put(jnp.float32(config.kl_coef), replicated(mesh)),
     )
     iteration = make_iteration(config, tokenizer, language, scalar, base.params, reward.params, texts, mesh)
 

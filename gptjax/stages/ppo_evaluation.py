@@ -47,6 +47,7 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
         )
         return ((ours - theirs) * rollout.mask).sum(1)
 
+    text_loss = held_out_text_loss(config, base)
     figures, replies = {}, {}
     for name, policy in (("reference", base.params), ("policy", params)):
         rollout, scores = judge(policy)
@@ -56,7 +57,7 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
             "reward": float(jnp.mean(scores)),
             "distinct_2": distinct_n(replies[name]),
             "ended": float(jnp.mean(rollout.ended)),
-        } | text_losses(config, base, policy)
+        } | text_loss(policy)
     figures["kl"] = float(jnp.mean(divergence(rollout)))
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
         for i, ids in enumerate(prompts):
@@ -76,14 +77,15 @@ def texts_of(rollout: Rollout, tokenizer) -> list[str]:
     ]
 
 
-def text_losses(config, base: TrainedModel, params) -> dict[str, float]:
-    """Loss in nats per token on all held-out text of `config.corpora` together."""
+def held_out_text_loss(config, base: TrainedModel):
+    """`loss(params) -> {"text_loss": nats per token}` on the held-out text of `config.corpora`."""
     if not config.corpora:
-        return {}
+        return lambda params: {}
     texts = [
         text
         for name in config.corpora
         for text in first_bytes([d.text for d in read_documents(name, split="heldout")], config.eval_bytes)
     ]
     rows = heldout_rows(texts, base.tokenizer, config.ptx_length)
-    return {"text_loss": mean_loss(make_sum_loss(base.definition), params, rows, 16)}
+    sum_loss = make_sum_loss(base.definition)
+    return lambda params: {"text_loss": mean_loss(sum_loss, params, rows, 16)}

@@ -91,7 +91,10 @@ def train_tokenizer(config: PretrainConfig, folder: Path, documents: list[Docume
         tokenizer = Tokenizer.load(config.tokenizer)
     else:
         tokenizer = Tokenizer.train((d.text for d in documents), config.model.vocab_size)
-    tokenizer.save(stored)
+    # Renamed when whole: a kill while it is written must not leave half a tokenizer behind.
+    partial = stored.with_suffix(".partial")
+    tokenizer.save(partial)
+    partial.rename(stored)
     return tokenizer
 
 
