@@ -1,37 +1,44 @@
 """The model behind a chat: which one a run has, and what it streams."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from gptjax.config import ConfigError
 from gptjax.data.chat import render_prompt
+from gptjax.generation.engine import TextEngine
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.functional import ModelDefinition
-from gptjax.models.heads import LanguageModel
+from gptjax.models.heads import LanguageModel, ScalarModel
 from gptjax.models.transformer import DecoderConfig
 from gptjax.serving.chat_model import load_chat_model
 from gptjax.stages.handover import save_model
 
-CONTEXT = 96
+CONTEXT = 64
 QUESTION = [{"role": "user", "content": "What is a naïve ☃?"}]
 SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 24}
 
 
 @pytest.fixture(scope="module")
-def definition(tokenizer):
-    config = DecoderConfig(
-        vocab_size=tokenizer.vocab_size, context_length=CONTEXT, width=16, layers=1, heads=2, init_std=0.3
-    )
-    return ModelDefinition(LanguageModel, config)
+def config(tokenizer):
+    shape = {"vocab_size": tokenizer.vocab_size, "context_length": CONTEXT, "width": 16}
+    return DecoderConfig(**shape, layers=1, heads=2, init_std=0.3)
+
+
+def saved(module, config, tokenizer, folder):
+    """Writes a model with random weights into a run folder."""
+    params = jax.jit(ModelDefinition(module, config).initialise)(jax.random.key(0))
+    kind = {LanguageModel: "language", ScalarModel: "scalar"}[module]
+    save_model(folder, kind, config, params, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def run(definition, tokenizer, tmp_path_factory):
-    """A road whose fine-tuning and PPO left two different models."""
+def run(config, tokenizer, tmp_path_factory):
+    """A road whose PPO left a model that differs in its context from that of fine-tuning."""
     folder = tmp_path_factory.mktemp("run")
-    for seed, stage in enumerate(("finetune", "ppo")):
-        params = jax.jit(definition.initialise)(jax.random.key(seed))
-        save_model(folder / stage, "language", definition.config, params, tokenizer)
+    saved(LanguageModel, config, tokenizer, folder / "ppo")
+    saved(LanguageModel, dataclasses.replace(config, context_length=32), tokenizer, folder / "finetune")
     return folder
 
 
@@ -52,9 +59,8 @@ def test_the_pieces_of_a_stream_are_the_whole_reply(chat):
 
 
 def test_a_road_answers_with_its_last_aligned_model(run, chat):
-    greedy = {"temperature": 0.0}
-    aligned, tuned = load_chat_model(run / "ppo"), load_chat_model(run / "finetune")
-    assert said(chat, **greedy) == said(aligned, **greedy) != said(tuned, **greedy)
+    assert chat.context_length == load_chat_model(run / "ppo").context_length == CONTEXT
+    assert load_chat_model(run / "finetune").context_length == 32
 
 
 def test_replies_do_not_depend_on_their_neighbours(chat):
@@ -64,12 +70,16 @@ def test_replies_do_not_depend_on_their_neighbours(chat):
     assert together == [chat.replies([QUESTION], sampling, [5])[0], chat.replies([other], sampling, [6])[0]]
 
 
-def test_a_reply_ends_where_the_context_does(chat, tokenizer):
-    long = [{"role": "user", "content": "x" * 40}]
-    room = CONTEXT - chat.prompt_length(long)
-    assert chat.prompt_length(long) == len(render_prompt(long, tokenizer)) and 0 < room < 96
-    reply = said(chat, long, max_new_tokens=500)
-    assert 0 < len(tokenizer.encode(reply)) <= room + 3  # text may be spelt with other pieces
+def test_a_reply_ends_where_the_context_does(chat, tokenizer, monkeypatch):
+    room = CONTEXT - len(render_prompt(QUESTION, tokenizer))
+    assert chat.prompt_length(QUESTION) == CONTEXT - room
+
+    def asked_for(self, prompt, sampling, seed):
+        yield str(sampling.max_new_tokens)
+
+    monkeypatch.setattr(TextEngine, "stream", asked_for)
+    assert said(chat, max_new_tokens=500) == str(room)
+    assert said(chat, max_new_tokens=3) == "3"
 
 
 def test_a_dialogue_longer_than_the_context_is_refused_in_a_sentence(chat):
@@ -83,11 +93,7 @@ def test_a_run_without_a_chat_model_is_refused(tmp_path):
         load_chat_model(tmp_path)
 
 
-def test_a_reward_model_is_no_chat_model(definition, tokenizer, tmp_path):
-    from gptjax.models.heads import ScalarModel
-
-    scalar = ModelDefinition(ScalarModel, definition.config)
-    params = jax.jit(scalar.initialise)(jax.random.key(0))
-    save_model(tmp_path, "scalar", definition.config, params, tokenizer)
+def test_a_reward_model_is_no_chat_model(config, tokenizer, tmp_path):
+    saved(ScalarModel, config, tokenizer, tmp_path)
     with pytest.raises(ConfigError, match="holds no finished chat model"):
         load_chat_model(tmp_path)

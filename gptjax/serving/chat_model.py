@@ -8,7 +8,7 @@ from gptjax.data.chat import Messages, render_prompt
 from gptjax.generation.engine import TextEngine
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.sharding.mesh import MeshConfig, make_mesh
-from gptjax.stages.handover import load_model
+from gptjax.stages.handover import load_model, model_kind
 
 
 class ChatModel:
@@ -32,10 +32,20 @@ class ChatModel:
         max_new_tokens: int,
         seed: int,
     ) -> Generator[str, None, None]:
-        """The reply in pieces, as they are drawn; sampling as in `SamplingConfig`."""
+        """The reply in pieces, as they are drawn; sampling as in `SamplingConfig`.
+
+        Raises:
+            ConfigError: the messages leave no room for a reply.
+        """
         prompt = render_prompt(messages, self._engine.tokenizer)
-        room = max(1, min(max_new_tokens, self.context_length - len(prompt)))
-        sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=room)
+        room = self.context_length - len(prompt)
+        if room < 1:
+            raise ConfigError(
+                f"the dialogue takes {len(prompt)} tokens, but the model has a context length of "
+                f"{self.context_length}: shorten it"
+            )
+        new = min(max_new_tokens, room)
+        sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=new)
         yield from self._engine.stream(prompt, sampling, seed)
 
     def replies(self, dialogues: list[Messages], sampling: SamplingConfig, seeds: list[int]) -> list[str]:
@@ -60,7 +70,7 @@ def load_chat_model(run: str | Path) -> ChatModel:
     """
     for name in MODEL_FOLDERS:
         folder = Path(run) / name
-        if (folder / "model" / "model.json").exists():
+        if model_kind(folder) == "language":
             model = load_model(folder, make_mesh(MeshConfig()))
             stop = ((model.tokenizer.im_end_id,), (model.tokenizer.end_of_text_id,))
             return ChatModel(TextEngine(model.definition, model.params, model.tokenizer, stop))

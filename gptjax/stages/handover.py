@@ -52,6 +52,12 @@ def save_model(folder: Path, kind: str, config, params: Params, tokenizer: Token
     write_json_atomic(target / "model.json", facts)
 
 
+def model_kind(folder: str | Path) -> str | None:
+    """The kind of the finished model in a run folder; None when there is none."""
+    facts = Path(folder) / "model" / "model.json"
+    return json.loads(facts.read_text("utf-8"))["kind"] if facts.exists() else None
+
+
 def load_model(folder: str | Path, mesh: jax.sharding.Mesh) -> TrainedModel:
     """Reads the model a stage left in its run folder, laid out on the mesh.
 
