@@ -10,7 +10,13 @@ import pytest
 from ppo_case import CONFIG, OPTIMIZER, B, drawn, make_case, moved, text_batch
 
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
-from gptjax.stages.experience import count_totals, make_experience, make_policy_loss, make_value_loss
+from gptjax.stages.experience import (
+    count_totals,
+    make_experience,
+    make_policy_loss,
+    make_score,
+    make_value_loss,
+)
 from gptjax.stages.language_loss import count_tokens, make_language_loss
 from gptjax.stages.ppo import minibatch_order
 from gptjax.stages.rollout import Rollout, response_log_probs, response_values, reward_scores
@@ -34,14 +40,18 @@ def rollout(case):
 
 
 @pytest.fixture(scope="module")
-def log_probs(case):
-    temperature = CONFIG.sampling.temperature
-    return jax.jit(lambda params, r: response_log_probs(case.language, params, r, temperature)[0])
+def score(case):
+    return make_score(CONFIG, case.language)
 
 
 @pytest.fixture(scope="module")
-def experience(case):
-    return jax.jit(make_experience(CONFIG, case.language, case.scalar))
+def log_probs(score):
+    return lambda params, rollout: score(params, rollout)[0]
+
+
+@pytest.fixture(scope="module")
+def experience(case, score):
+    return make_experience(CONFIG, score, case.scalar)
 
 
 KEYS = jax.random.split(jax.random.key(5), 2 * B).reshape(2, B)
@@ -139,10 +149,10 @@ def test_kl_is_exactly_0_before_the_first_update(case, rollout, experience):
 
 
 @pytest.mark.parametrize("kind", ["subtract", "replace"])
-def test_a_reply_that_never_ends_is_punished(case, rollout, kind):
+def test_a_reply_that_never_ends_is_punished(case, rollout, score, kind):
     config = dataclasses.replace(CONFIG, missing_eos=kind, gamma=1.0, gae_lambda=1.0)
-    program = jax.jit(make_experience(config, case.language, case.scalar))
-    made, metrics = program(case.policy, case.critic, case.policy, case.reward, rollout, 0.3)
+    experience = make_experience(config, score, case.scalar)
+    made, metrics = experience(case.policy, case.critic, case.policy, case.reward, rollout, 0.3)
     raw = np.asarray(reward_scores(case.scalar, case.reward, rollout))
     punished = raw - 0.75 if kind == "subtract" else np.full_like(raw, -0.75)
     expected = np.where(rollout.ended, raw, punished)

@@ -40,13 +40,11 @@ class Road:
     """The four stages, run undisturbed, each from the one before it."""
 
     def __init__(self, root: Path):
-        self.root, self.seconds = root, {}
+        self.root = root
         stages = stage_configs(tiny.config(tiny.write_data(root / "data")), root)
         self.configs = {name: stages[name][1] for name in DEATHS}
         for name in DEATHS:
-            started = time.monotonic()
             self.run(name, root / name, expect=0)
-            self.seconds[name] = time.monotonic() - started
 
     def start(self, name, folder, die=None):
         return stage_driver.start(to_json(self.configs[name]), folder, self.root / "cache", die)
@@ -88,13 +86,15 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_a_killed_stage_ends_with_the_same_bits(road, name):
     folder = road.root / f"{name}_killed"
     for moment, count in DEATHS[name]:
+        started = time.monotonic()
         road.run(name, folder, die=(moment, count, SIGKILL), expect=-SIGKILL)
         assert not (folder / "done.json").exists()
-    process, delay = road.start(name, folder), random.uniform(0, road.seconds[name])
-    print(f"{name}: killed {delay:.3f} s after its start")
+    delay = random.uniform(0, 1.5) * (time.monotonic() - started)
+    process = road.start(name, folder)
     process.join(delay)
     process.kill()
     process.join()
+    print(f"{name}: killed {delay:.3f} s after its start; exit code {process.exitcode}")
     road.run(name, folder, expect=0)
     assert "resumed at step" in Path(f"{folder}.log").read_text("utf-8")
     assert_same_run(road.root / name, folder)

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,17 @@ class Experience:
     returns: jax.Array
 
 
-def make_experience(config, language, scalar):
+def make_score(config, language):
+    """Jitted `score(params, rollout)`: `response_log_probs` at the sampling temperature."""
+    return jax.jit(partial(response_log_probs, language, temperature=config.sampling.temperature))
+
+
+def make_experience(config, score, scalar):
     """`experience(policy, critic, reference, reward, rollout, kl_coef) -> (Experience, metrics)`."""
 
-    def experience(policy, critic, reference, reward, rollout: Rollout, kl_coef):
-        temperature, mask = config.sampling.temperature, rollout.mask
-        log_probs, entropies = response_log_probs(language, policy, rollout, temperature)
-        ref_log_probs, _ = response_log_probs(language, reference, rollout, temperature)
+    @jax.jit
+    def judge(log_probs, entropies, ref_log_probs, critic, reward, rollout: Rollout, kl_coef):
+        mask = rollout.mask
         values = response_values(scalar, critic, rollout)
         raw_scores = reward_scores(scalar, reward, rollout)
         scores = eos_penalty(
@@ -63,6 +68,12 @@ def make_experience(config, language, scalar):
         }
         advantages = masked_whiten(advantages, mask) * mask
         return Experience(rollout, log_probs, values, advantages, returns), metrics
+
+    def experience(policy, critic, reference, reward, rollout: Rollout, kl_coef):
+        # One program scores both: inside a larger one the compiler may fuse them differently, and the KL of
+        # a policy to itself would not be exactly 0.
+        ref_log_probs, _ = score(reference, rollout)
+        return judge(*score(policy, rollout), ref_log_probs, critic, reward, rollout, kl_coef)
 
     return experience
 

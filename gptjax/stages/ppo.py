@@ -22,11 +22,17 @@ from gptjax.losses.rewards import update_kl_coefficient
 from gptjax.models.functional import matmul_flops_per_token
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, replicated
-from gptjax.stages.experience import count_totals, make_experience, make_policy_loss, make_value_loss
+from gptjax.stages.experience import (
+    count_totals,
+    make_experience,
+    make_policy_loss,
+    make_score,
+    make_value_loss,
+)
 from gptjax.stages.handover import load_model, save_model
 from gptjax.stages.ppo_data import prompt_rows, read_prompts, text_rows
 from gptjax.stages.ppo_evaluation import evaluate_policies
-from gptjax.stages.rollout import draw, response_log_probs, reward_scores
+from gptjax.stages.rollout import draw, reward_scores
 from gptjax.stages.self_check import check_identities
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
@@ -152,7 +158,8 @@ def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, re
         decay = config.ema_decay
         return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, params)
 
-    rollout_step, experience = jax.jit(rollout_fn), jax.jit(make_experience(config, language, scalar))
+    rollout_step, score = jax.jit(rollout_fn), make_score(config, language)
+    experience = make_experience(config, score, scalar)
     take = jax.jit(lambda tree, index: jax.tree.map(lambda x: x[index], tree))
     average = jax.jit(average, donate_argnums=0)
     policy_step = compile_step(
@@ -167,7 +174,6 @@ def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, re
         ),
         mesh,
     )
-    log_probs = jax.jit(lambda p, r: response_log_probs(language, p, r, config.sampling.temperature)[0])
 
     def iteration(state: PpoState, prompts, key):
         number = int(state.step)
@@ -182,7 +188,7 @@ def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, re
             scores = jax.jit(reward_scores, static_argnums=0)(scalar, reward, rollout)
             dtype = language.config.compute_dtype
             metrics |= check_identities(
-                log_probs, state.policy.params, reference, rollout, scores, keys, dtype
+                lambda *given: score(*given)[0], state.policy.params, reference, rollout, scores, keys, dtype
             )
         policy, critic, ema, parts = state.policy, state.critic, state.ema, []
         for index in minibatch_order(config, number):

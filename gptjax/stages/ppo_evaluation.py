@@ -28,8 +28,9 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
     """
     tokenizer, language = base.tokenizer, base.definition
     messages = read_prompts(config.prompts, "heldout", config.seed)
-    order = np.random.default_rng(config.seed).permutation(len(messages))[: config.eval_prompts]
+    order = np.random.default_rng(config.seed).permutation(len(messages))
     prompts = encode_prompts([messages[i] for i in order], tokenizer, config.prompt_length)
+    prompts = prompts[: config.eval_prompts]
     tokens, mask = left_pad(prompts, tokenizer.pad_id, config.prompt_length)
     keys = request_keys(np.arange(len(prompts)))
     temperature = config.sampling.temperature
