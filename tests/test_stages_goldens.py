@@ -12,10 +12,12 @@ from golden import check_golden
 from gptjax.data.chat import render_dialogue
 from gptjax.data.mixture import Mixture
 from gptjax.data.preferences import read_preferences
+from gptjax.data.quality import BadRows
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel, ScalarModel
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import finetune, pretrain, reward
+from gptjax.stages.dialogue_rows import dialogue_rows, read_source
 from gptjax.stages.handover import load_model
 from gptjax.training.metrics import read_metrics
 
@@ -89,10 +91,12 @@ def test_finetuning_counts_the_assistants_tokens_alone(road):
     root, configs = road
     config, metrics = configs["finetune"], first_step(root / "finetune")
     base = load_model(root / "pretrain", make_mesh(MeshConfig()))
-    rows = finetune.packed_rows(config, "train", base.tokenizer)
+    rows = dialogue_rows(
+        config.dialogues, "train", stage="finetune", tokenizer=base.tokenizer, length=config.length, seed=0
+    )
     batch = Mixture(rows, config.dialogues, config.batch_size, config.seed).batch_at(0)
     rendered = {}
-    for dialogue in finetune.read_source(next(iter(config.dialogues)), "train", finetune.BadRows(), 0):
+    for dialogue in read_source(next(iter(config.dialogues)), "train", BadRows(), 0):
         ids, mask = render_dialogue(dialogue, base.tokenizer)
         rendered[tuple(ids[:-1])] = dialogue[-1]["content"], ids, mask
 

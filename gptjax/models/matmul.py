@@ -51,7 +51,11 @@ def _matmul_backward(dtype, residuals, cotangent):
     last = cotangent.ndim - 1
     d_x = _product(cotangent, weight, ((last,), (1,)), ((), ()), dtype)
     rows = tuple(range(last))
-    d_weight = _product(x, cotangent, (rows, rows), ((), ()), dtype)
+    # The first operand is transposed on the way in: let it be the narrower one.
+    if x.shape[-1] > cotangent.shape[-1]:
+        d_weight = _product(cotangent, x, (rows, rows), ((), ()), dtype).T
+    else:
+        d_weight = _product(x, cotangent, (rows, rows), ((), ()), dtype)
     return d_x.astype(jnp.float32), d_weight.astype(weight.dtype)
 
 

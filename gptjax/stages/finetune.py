@@ -10,25 +10,18 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from pydantic import Field
 
 from gptjax.config import configclass
-from gptjax.data.chat import Messages, read_dialogues, render_dialogue
-from gptjax.data.corpora import read_documents
 from gptjax.data.mixture import Mixture
-from gptjax.data.packing import lm_batch, pack_documents, pack_examples
-from gptjax.data.quality import BadRows
-from gptjax.data.ratings import demonstrations, load_ratings, split_ratings
-from gptjax.data.rewording import reword
-from gptjax.data.tokenizers import Tokenizer
 from gptjax.evaluation.perplexity import mean_loss
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
+from gptjax.stages.dialogue_rows import dialogue_rows, text_name, text_rows
 from gptjax.stages.handover import load_model, save_model
-from gptjax.stages.language_loss import PACKED, count_tokens, make_language_loss, make_sum_loss, select
+from gptjax.stages.language_loss import count_tokens, make_language_loss, make_sum_loss
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
@@ -70,56 +63,6 @@ class FinetuneConfig:
         check_batch(self.batch_size, self.mesh, self.accumulate)
 
 
-def read_source(name: str, split: str, bad_rows: BadRows, seed: int) -> list[Messages]:
-    """The dialogues of one source and split."""
-    if name == "ratings":
-        train, heldout = split_ratings(load_ratings())
-        return demonstrations(train if split == "train" else heldout, seed)
-    return read_dialogues(name, split=split, bad_rows=bad_rows)
-
-
-def encode_dialogues(dialogues: list[Messages], tokenizer: Tokenizer, length: int, source: str):
-    """ChatML ids and loss masks; what goes beyond `length` + 1 ids is cut off, counted and shown.
-
-    A dialogue whose first question leaves no room for an answer is a bad row.
-    """
-    bad_rows, examples, cut = BadRows(), [], 0
-    for number, messages in enumerate(dialogues, 1):
-        ids, mask = render_dialogue(messages, tokenizer)
-        cut += len(ids) > length + 1
-        ids, mask = ids[: length + 1], mask[: length + 1]
-        if not any(mask):
-            bad_rows.add("longer than the context", source, number)
-            continue
-        bad_rows.good()
-        examples.append((ids, mask))
-    bad_rows.check()
-    print(f"finetune: {source}: {len(examples)} dialogues, {cut} cut to fit, {bad_rows.summary()}")
-    return examples
-
-
-def packed_rows(config: FinetuneConfig, split: str, tokenizer: Tokenizer) -> dict[str, dict[str, np.ndarray]]:
-    """Packed rows of every source."""
-    rows, bad_rows = {}, BadRows()
-    for name in config.dialogues:
-        dialogues = read_source(name, split, bad_rows, config.seed)
-        if name != "ratings" and split == "train":
-            dialogues = reword(dialogues, config.rewordings, config.seed)
-        examples = encode_dialogues(dialogues, tokenizer, config.length, f"{name} ({split})")
-        rows[name] = select(pack_examples(examples, config.length + 1, tokenizer.pad_id), PACKED)
-    return rows
-
-
-def plain_rows(config: FinetuneConfig, tokenizer: Tokenizer) -> dict[str, dict[str, np.ndarray]]:
-    """Rows of plain text in the layout of packed dialogues: one segment a row."""
-    rows = {}
-    for name in config.text:
-        ids = [tokenizer.encode(d.text) for d in read_documents(name, split="train")]
-        text = pack_documents(ids, config.length + 1, tokenizer.end_of_text_id)[0]
-        rows[f"text of {name}"] = select(lm_batch(text), PACKED)
-    return rows
-
-
 def run(config: FinetuneConfig, folder: Path) -> None:
     """Fine-tunes the base model and leaves the assistant in `folder`."""
     folder = open_run(folder, config)
@@ -128,11 +71,12 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         return
     started, mesh = time.monotonic(), make_mesh(config.mesh)
     base = load_model(config.base, mesh)
-    rows = packed_rows(config, "train", base.tokenizer)
-    heldout = packed_rows(config, "heldout", base.tokenizer)
-    plain = plain_rows(config, base.tokenizer)
-    weights = config.dialogues | {f"text of {name}": weight for name, weight in config.text.items()}
-    mixture = Mixture(rows | plain, weights, config.batch_size, config.seed)
+    layout = {"tokenizer": base.tokenizer, "length": config.length}
+    named = {"stage": "finetune", "seed": config.seed}
+    rows = dialogue_rows(config.dialogues, "train", rewordings=config.rewordings, **named, **layout)
+    heldout = dialogue_rows(config.dialogues, "heldout", **named, **layout)
+    weights = config.dialogues | {text_name(source): weight for source, weight in config.text.items()}
+    mixture = Mixture(rows | text_rows(config.text, **layout), weights, config.batch_size, config.seed)
 
     model_config = dataclasses.replace(base.definition.config, dropout=config.dropout)
     definition = ModelDefinition(LanguageModel, model_config)

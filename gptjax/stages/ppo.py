@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 
 from gptjax.config import configclass
 from gptjax.generation.sampling import SamplingConfig
@@ -30,7 +31,7 @@ from gptjax.stages.experience import (
     make_value_loss,
 )
 from gptjax.stages.handover import load_model, save_model
-from gptjax.stages.ppo_data import prompt_rows, read_prompts, text_rows
+from gptjax.stages.ppo_data import prompt_rows, ptx_rows, read_prompts
 from gptjax.stages.ppo_evaluation import evaluate_policies
 from gptjax.stages.rollout import draw, reward_scores
 from gptjax.stages.self_check import check_identities
@@ -61,8 +62,11 @@ class PpoConfig:
         whiten_rewards: scale rewards to unit variance before the advantages.
         missing_eos, missing_eos_penalty: what happens to the score of a reply that never ends.
         ptx_coef: weight of the language-model gradient; 0 is plain PPO (InstructGPT: 27.8).
-        ptx_rows, ptx_length: text rows per minibatch, tokens per row.
+        ptx_rows, ptx_length: rows per minibatch, tokens per row.
         corpora: source -> weight of the text, as in pretraining; its held-out part is measured at the end.
+        dialogues: source -> weight of dialogues among those rows, as in fine-tuning, so that what PPO's
+            prompts never ask for is not forgotten; the weights are on the scale of `corpora`.
+        rewordings: noisy copies of each of these dialogues, as in fine-tuning.
         ema_decay: of the averaged policy, which is what is kept; 0 keeps the last one.
         optimizer, value_optimizer, mesh, save_every, seed: as elsewhere.
         eval_prompts: held-out prompts answered at the end.
@@ -94,6 +98,8 @@ class PpoConfig:
     ptx_rows: int = 8
     ptx_length: int = 128
     corpora: dict[str, float]
+    dialogues: dict[str, float] = Field(default_factory=dict)
+    rewordings: int = 0
     ema_decay: float = 0.992
     optimizer: OptimizerConfig = OptimizerConfig()
     value_optimizer: OptimizerConfig = OptimizerConfig()
@@ -232,7 +238,7 @@ def run(config: PpoConfig, folder: Path) -> None:
     base, reward = load_model(config.policy, mesh), load_model(config.reward, mesh)
     tokenizer, language, scalar = base.tokenizer, base.definition, reward.definition
     prompts = prompt_rows(read_prompts(config.prompts, "train", config.seed), tokenizer, config)
-    texts = text_rows(config, tokenizer) if config.ptx_coef else None
+    texts = ptx_rows(config, tokenizer) if config.ptx_coef else None
 
     policy_optimizer, value_optimizer = make_optimizers(config, language, scalar)
     policy = create_state(language, policy_optimizer, mesh, params=base.params)

@@ -1,25 +1,17 @@
-"""What PPO reads: prompts, and the text rows of PPO-ptx."""
+"""What PPO reads: prompts, and the rows of PPO-ptx."""
 
 import jax
 
-from gptjax.data.chat import Messages, read_dialogues, render_prompt
-from gptjax.data.corpora import read_documents
+from gptjax.data.chat import Messages, render_prompt
 from gptjax.data.mixture import Mixture
-from gptjax.data.packing import lm_batch, pack_documents
 from gptjax.data.quality import BadRows, DataError
-from gptjax.data.ratings import demonstrations, load_ratings, split_ratings
 from gptjax.generation.decode import left_pad
-from gptjax.stages.language_loss import PLAIN, select
+from gptjax.stages.dialogue_rows import dialogue_rows, read_source, text_name, text_rows
 
 
 def read_prompts(source: str, split: str, seed: int) -> list[Messages]:
     """Messages up to the last user turn of every dialogue of a source and split."""
-    if source == "ratings":
-        train, heldout = split_ratings(load_ratings())
-        dialogues = demonstrations(train if split == "train" else heldout, seed)
-    else:
-        dialogues = read_dialogues(source, split=split, bad_rows=BadRows())
-    return [messages[:-1] for messages in dialogues]
+    return [messages[:-1] for messages in read_source(source, split, BadRows(), seed)]
 
 
 def encode_prompts(prompts: list[Messages], tokenizer, longest: int) -> list[list[int]]:
@@ -48,16 +40,12 @@ def prompt_rows(prompts: list[Messages], tokenizer, config):
     return lambda number: mixture.batch_at(number, jax.process_index(), jax.process_count())
 
 
-def text_rows(config, tokenizer):
-    """`batch_at(update)`: rows of pretraining text for the language-model gradient."""
-    rows = {}
-    for name in config.corpora:
-        ids = [tokenizer.encode(d.text) for d in read_documents(name, split="train")]
-        rows[name] = pack_documents(ids, config.ptx_length + 1, tokenizer.end_of_text_id)[0]
-    mixture = Mixture(rows, config.corpora, config.ptx_rows, config.seed)
-
-    def batch_at(number):
-        rows = mixture.batch_at(number, jax.process_index(), jax.process_count())
-        return select(lm_batch(rows), PLAIN)
-
-    return batch_at
+def ptx_rows(config, tokenizer):
+    """`batch_at(update)`: rows for the language-model gradient, of pretraining text and of dialogues."""
+    layout = {"tokenizer": tokenizer, "length": config.ptx_length}
+    rows = text_rows(config.corpora, **layout) | dialogue_rows(
+        config.dialogues, "train", stage="ppo", seed=config.seed, rewordings=config.rewordings, **layout
+    )
+    weights = {text_name(source): weight for source, weight in config.corpora.items()} | config.dialogues
+    mixture = Mixture(rows, weights, config.ptx_rows, config.seed)
+    return lambda number: mixture.batch_at(number, jax.process_index(), jax.process_count())

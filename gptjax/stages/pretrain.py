@@ -5,6 +5,7 @@ Legend: B batch, L length, D model width, V vocabulary.
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -82,7 +83,7 @@ class PretrainConfig:
             )
 
 
-def train_tokenizer(config: PretrainConfig, folder: Path, documents: list[Document]) -> Tokenizer:
+def train_tokenizer(config: PretrainConfig, folder: Path, documents: dict[str, list[Document]]) -> Tokenizer:
     """The run's tokenizer: the stored one, the configured one, or one trained on the training text alone."""
     stored = folder / "tokenizer.model"
     if stored.exists():
@@ -90,12 +91,22 @@ def train_tokenizer(config: PretrainConfig, folder: Path, documents: list[Docume
     if config.tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
     else:
-        tokenizer = Tokenizer.train((d.text for d in documents), config.model.vocab_size)
+        tokenizer = Tokenizer.train(weighted_texts(documents, config.corpora), config.model.vocab_size)
     # Renamed when whole: a kill while it is written must not leave half a tokenizer behind.
     partial = stored.with_suffix(".partial")
     tokenizer.save(partial)
     partial.rename(stored)
     return tokenizer
+
+
+def weighted_texts(documents: dict[str, list[Document]], weights: dict[str, float]) -> Iterator[str]:
+    """The texts of each source, repeated so that the tokenizer meets the sources about as the model will."""
+    density = {
+        name: weights[name] / max(1, sum(len(d.text) for d in texts)) for name, texts in documents.items()
+    }
+    for name, texts in documents.items():
+        for _ in range(round(density[name] / min(density.values()))):
+            yield from (d.text for d in texts)
 
 
 def token_rows(config: PretrainConfig, documents: dict[str, list[Document]], tokenizer, folder: Path):
@@ -155,7 +166,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     heldout = {name: read_documents(name, split="heldout") for name in config.corpora}
     bad_rows.check()
     print(f"pretrain: {bad_rows.summary()}")
-    tokenizer = train_tokenizer(config, folder, [d for name in train for d in train[name]])
+    tokenizer = train_tokenizer(config, folder, train)
     rows = token_rows(config, train, tokenizer, folder)
     mixture = Mixture(rows, config.corpora, config.batch_size, config.seed)
 
