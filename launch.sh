@@ -96,13 +96,19 @@ install() { # install EXTRAS: installs the package with these extras, unless tha
 
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")"
-    local command=${1:-}
+    local command word words=() ours=yes
     dry_run=no
+    for word in "$@"; do
+        [[ $word == -- ]] && ours=no # what follows belongs to the command that is run
+        if [[ $word == --dry-run && $ours == yes ]]; then
+            dry_run=yes
+        else
+            words+=("$word")
+        fi
+    done
+    set -- ${words[@]+"${words[@]}"}
+    command=${1:-}
     shift || true
-    if [[ ${1:-} == --dry-run ]]; then
-        dry_run=yes
-        shift
-    fi
     case $command in
     quickstart)
         install data,report,chat

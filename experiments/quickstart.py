@@ -16,7 +16,7 @@ from gptjax.stages.reward import RewardConfig
 from gptjax.stages.road import RoadConfig
 from gptjax.training.optimizers import OptimizerConfig
 
-TEXT = {"shakespeare": 0.55, "pydoc": 0.05, "ratings": 0.40}
+TEXT = {"shakespeare": 0.40, "pydoc": 0.05, "ratings": 0.55}
 
 
 def config() -> RoadConfig:
@@ -29,38 +29,42 @@ def config() -> RoadConfig:
             corpora=TEXT,
             length=128,
             batch_size=16,
-            steps=340,
+            steps=300,
             optimizer=muon(learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=30),
             save_every=100,
             eval_every=50,
+            heldout_bytes=400_000,
         ),
         finetune=FinetuneConfig(
-            dialogues={"chatterbot": 0.70, "ratings": 0.20},
-            text={"shakespeare": 0.05, "ratings": 0.05},
+            dialogues={"chatterbot": 0.72, "ratings": 0.22},
+            text={"shakespeare": 0.03, "ratings": 0.03},
             rewordings=7,
             length=128,
             batch_size=8,
-            steps=600,
+            steps=750,
             optimizer=muon(learning_rate=2e-3, muon_learning_rate=0.01, warmup_steps=20),
             save_every=150,
         ),
         reward=RewardConfig(
-            groups=2990,  # one pass over the rated texts
-            margin_scale=0.25,
+            groups=2330,  # one pass over the rated texts
+            k_min=7,  # the more replies are compared, the more is learnt from reading each once
+            margin_scale=1.5,
             length=160,
-            batch_size=8,
-            optimizer=muon(learning_rate=2e-3, muon_learning_rate=0.005, warmup_steps=20, final_fraction=0.0),
+            batch_size=6,
+            optimizer=muon(learning_rate=1e-3, muon_learning_rate=0.01, warmup_steps=20, final_fraction=0.0),
             save_every=100,
         ),
         ppo=PpoConfig(
             sampling=SamplingConfig(max_new_tokens=32),
             prompt_length=32,
-            iterations=22,
+            iterations=17,
             batch_size=64,
             minibatches=2,
-            kl_coef=0.03,
+            kl_coef=0.08,
             ptx_coef=0.5,
             corpora=TEXT,
+            dialogues={"chatterbot": 1.0},  # as much as all text, so that the chat is not forgotten
+            rewordings=7,
             ema_decay=0.8,
             optimizer=constant(learning_rate=3e-4, warmup_steps=2),
             value_optimizer=constant(learning_rate=5e-4),

@@ -6,10 +6,15 @@ Nothing heavy is imported before a command runs, so that `gptjax --help` answers
 import argparse
 import importlib
 import os
+import select
+import signal
 import sys
 from pathlib import Path
 
-from gptjax.errors import UserError
+from gptjax.errors import RESUBMIT, UserError
+
+OPTIONS = ("--name", "--runs", "--print-config", "--help")
+BROKEN_PIPE = 141  # as the shell says it of a program that SIGPIPE ended
 
 _TRAIN = """gptjax train EXPERIMENT [--name NAME] [--runs DIR] [--print-config] [--KEY VALUE ...]
 
@@ -25,19 +30,39 @@ gptjax train EXPERIMENT --help lists the experiment's keys."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 for bad settings, 65 for bad data, 130 when interrupted."""
+    """Runs one command; returns 0, 2 for bad settings, 65 for bad data, 130 when interrupted.
+
+    141 says that nobody reads the output any more, as after `gptjax train ... --print-config | head -1`.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] == ["train"]:
-            return _train(arguments[1:])
-        options = _parser().parse_args(arguments)
-        return options.command(options)
+            code = _train(arguments[1:])
+        else:
+            options = _parser().parse_args(arguments)
+            code = options.command(options)
+        sys.stdout.flush()  # or the end of the interpreter would be the first to notice a closed pipe
+        return code
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return BROKEN_PIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _output_is_closed() -> bool:
+    """Says whether standard output has lost its reader; if so, what is left for it is thrown away."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors and hang-ups alone
+    closed = bool(poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,7 +112,7 @@ def _train(arguments: list[str]) -> int:
     if options.help:
         print(f"{experiment_docstring(experiment)}\n\n{_TRAIN}\n\nKeys of {experiment}:\n{describe(config)}")
         return 0
-    config = override(config, overrides, file=experiment)
+    config = override(config, overrides, experiment, OPTIONS)
     if options.print_config:
         import json
 
@@ -107,7 +132,9 @@ def _run(config: object, folder: Path) -> int:
             f"{name} is not a stage's configuration: {module.__name__} has no run(config, folder)"
         )
     use_compilation_cache()
-    print(run_header(), flush=True)
+    # Outside the training loop, which saves first, there is nothing to save: the same command resumes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESUBMIT))
+    print(run_header(config), flush=True)
     print(f"run folder {folder}", flush=True)
     module.run(config, folder)
     return 0

@@ -23,7 +23,7 @@ class ConfigError(UserError):
     exit_code = 2
 
 
-_SETTINGS = pydantic.ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+_SETTINGS = pydantic.ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, strict=True)
 _classes: dict[str, type] = {}
 
 
@@ -31,6 +31,7 @@ _classes: dict[str, type] = {}
 def configclass(cls: type) -> type:
     """Turns a class into a frozen, keyword-only dataclass that checks types and refuses unknown keys.
 
+    Types are strict: `steps="7"` and `steps=7.0` are refused, an integer for a float is not.
     A `__post_init__` that raises `ValueError("sentence")` states an impossible combination of fields.
     """
     configured = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_SETTINGS)(cls)
@@ -128,6 +129,8 @@ def invalid_value(error: dict, key: str, place: str, annotation: typing.Any) -> 
     given = error["input"]
     if error["type"].startswith(("greater_than", "less_than", "multiple_of", "finite_number")):
         wanted = error["msg"].removeprefix("Input should ")
+    elif error["type"] == "too_short":
+        wanted = "not be empty"
     elif annotation:
         wanted = f"be {_in_words(annotation)}"
     else:
@@ -184,7 +187,8 @@ def _root_of(path: Path) -> Path | None:
 
 def _import_file(path: Path) -> types.ModuleType:
     root = _root_of(path)
-    name = path.stem
+    # An experiment outside `experiments/` may be called json.py or jax.py and must not stand in for it.
+    name = f"_gptjax_experiment_{re.sub(r'[^a-zA-Z0-9_]', '_', path.stem)}"
     if root is not None:
         name = ".".join(path.absolute().relative_to(root).with_suffix("").parts)
         if str(root) not in sys.path:
@@ -278,4 +282,5 @@ def _revive(value: typing.Any) -> typing.Any:
     cls = getattr(importlib.import_module(module), name, None)
     if not (isinstance(cls, type) and pydantic.dataclasses.is_pydantic_dataclass(cls)):
         raise ConfigError(f"'{value['type']}' is not a configclass of this version of gptjax")
-    return cls(**values)
+    # Lax, because a list is all that JSON has for a tuple, and a dict for a configclass.
+    return pydantic.TypeAdapter(cls).validate_python(values, strict=False)

@@ -8,6 +8,9 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from gptjax.config import ConfigError, flatten, to_json
 
 _PACKAGES = (
     "gptjax jax jaxlib jax-cuda12-plugin jax-cuda13-plugin libtpu flax optax orbax-checkpoint grain "
@@ -21,10 +24,13 @@ def describe_environment() -> dict:
     """Facts about the machine and the program, as JSON values; `packages` maps names to versions.
 
     Holds neither the host's name nor environment variables, so that it can be pasted anywhere.
+
+    Raises:
+      ConfigError: see `find_devices`.
     """
     import jax
 
-    devices = jax.devices()
+    devices = find_devices()
     kinds = sorted({device.device_kind for device in devices})
     return {
         "python": platform.python_version(),
@@ -41,9 +47,38 @@ def describe_environment() -> dict:
     }
 
 
-def run_header() -> str:
-    """Backend, devices and versions in a few lines, with a WARNING when an accelerator lies idle."""
+def find_devices() -> list:
+    """The devices of the default backend.
+
+    Raises:
+      ConfigError: JAX cannot start a backend, such as one of `JAX_PLATFORMS` that is not installed.
+    """
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # some versions of JAX assert that they found a backend
+        wanted, reason = os.environ.get("JAX_PLATFORMS"), str(error).split("\n")[0]
+        asked = f" for JAX_PLATFORMS={wanted}" if wanted else ""
+        raise ConfigError(
+            f"JAX finds no device{asked}{reason and f' ({reason})'}: "
+            f"{'unset it' if wanted else 'set JAX_PLATFORMS=cpu'}, or install JAX for the accelerator with "
+            "ACCELERATOR=cuda12 ./launch.sh quickstart (cuda12, cuda13 or tpu)"
+        ) from error
+
+
+def run_header(config: Any = None) -> str:
+    """Backend, devices and versions in a few lines, with a WARNING when an accelerator lies idle.
+
+    Args:
+      config: the configclass of the run, whose meshes tell how many devices it uses.
+
+    Raises:
+      ConfigError: see `find_devices`.
+    """
     facts = describe_environment()
+    if config is not None:
+        facts["warnings"] += idle_devices(config, facts["backend"], len(find_devices()))
     packages = facts["packages"]
     versions = "  ".join(f"{name} {packages[name]}" for name in ("jax", "flax", "optax") if name in packages)
     lines = [
@@ -126,6 +161,20 @@ def warnings(backend: str, present: list[str], packages: Mapping[str, str]) -> l
             remedy = f"JAX_PLATFORMS={forced} is set: unset it to use the {name}"
         sentences.append(f"this machine has a {name}, but JAX runs on the CPU: {remedy}")
     return sentences
+
+
+def idle_devices(config: Any, backend: str, present: int) -> list[str]:
+    """A sentence with its remedy when the largest mesh of a configuration leaves accelerators unused."""
+    sizes: dict[str, int] = {}
+    for key, value in flatten(to_json(config)).items():
+        group, _, axis = key.rpartition(".")
+        if group.split(".")[-1] == "mesh" and axis != "type":
+            sizes[group] = sizes.get(group, 1) * value
+    used = max(sizes.values(), default=present)
+    if backend == "cpu" or used >= present:
+        return []
+    keys = " or ".join(f"{group}.data" for group in sizes)
+    return [f"this machine has {present} devices, but the run uses {used}: raise {keys} to use the others"]
 
 
 def _memory_gib() -> float:

@@ -1,7 +1,40 @@
-"""The error that a user can do something about."""
+"""The errors that a user can do something about."""
+
+from importlib.util import find_spec
+
+# Exit code of a run that was told to stop: the same command goes on from there (EX_TEMPFAIL of sysexits.h).
+RESUBMIT = 75
+
+# Module -> what pip calls it, the extra of setup.cfg that brings it, and what needs it.
+OPTIONAL = {
+    "chatterbot_corpus": ("chatterbot-corpus", "data", "the source 'chatterbot'"),
+    "matplotlib": ("matplotlib", "report", "the report"),
+    "sklearn": ("scikit-learn", "data", "the linear baseline of the reward stage"),
+    "vaderSentiment": ("vaderSentiment", "data", "the lexicon score of the PPO stage"),
+    "yaml": ("pyyaml", "data", "the source 'chatterbot'"),
+}
 
 
 class UserError(Exception):
     """An error whose message is a sentence for the user; the command line exits with its `exit_code`."""
 
     exit_code = 1
+
+
+class MissingPackage(UserError):
+    """An optional package is not installed."""
+
+    exit_code = 2
+
+
+def require(*modules: str) -> None:
+    """Checks that optional packages, keys of OPTIONAL, are installed, without importing them.
+
+    A stage calls it at its start for what it needs at its end.
+
+    Raises MissingPackage, which says what needs the package and how to install it.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            package, extra, purpose = OPTIONAL[module]
+            raise MissingPackage(f"{purpose} needs {package}: install it with pip install 'gptjax[{extra}]'")

@@ -14,7 +14,12 @@ import pydantic
 from gptjax.config import ConfigError, explain, fields_of, invalid_value, is_config, nearest
 
 
-def override(config: typing.Any, arguments: list[str], file: str = "the configuration") -> typing.Any:
+def override(
+    config: typing.Any,
+    arguments: list[str],
+    file: str = "the configuration",
+    options: typing.Iterable[str] = (),
+) -> typing.Any:
     """Returns the configuration with `--dotted.key value` or `--dotted.key=value` applied, all at once.
 
     Hyphens and underscores are the same. Booleans are `true` and `false`, the absent value is `none`; lists
@@ -24,13 +29,21 @@ def override(config: typing.Any, arguments: list[str], file: str = "the configur
       config: a configclass.
       arguments: the words of the command line.
       file: the experiment file, named in errors.
+      options: the command's own, such as "--name", which an unknown key may have been meant for.
 
     Raises:
-      ConfigError: an unknown key, a value of the wrong type, or an impossible combination.
+      ConfigError: an unknown key, a key set twice, a value of the wrong type, or an impossible combination.
     """
     changes = {}
     for key, text in _pairs(arguments):
-        path, annotation = _find(config, key, file)
+        path, annotation = _find(config, key, file, options)
+        if text is None:
+            raise ConfigError(f"key '{key}' has no value: write --{key} VALUE")
+        for other in changes:
+            common = min(len(path), len(other))
+            if path[:common] == other[:common]:
+                earlier = "" if other == path else f", first by '{'.'.join(other)}'"
+                raise ConfigError(f"key '{'.'.join(path)}' in {file} is set twice{earlier}: set it once")
         changes[path] = _read(text, annotation, ".".join(path), file)
     return _rebuild(config, changes, file)
 
@@ -63,13 +76,18 @@ def _attributes(cls: type) -> dict[str, str]:
 
 
 def _type_words(annotation: typing.Any) -> str:
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    if typing.get_origin(annotation) is typing.Literal:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_words(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_type_words(option) for option in arguments).replace("NoneType", "None")
+    if origin is dict:
+        return f"dict[{', '.join(_type_words(part) for part in arguments)}]"
+    if origin is typing.Literal:
         return "|".join(str(choice) for choice in typing.get_args(annotation))
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
-    return re.sub(r"\w+\.", "", str(annotation)).replace(" | ", "|")
+    return re.sub(r"\w+\.", "", str(annotation))
 
 
 def _written(value: typing.Any) -> str:
@@ -82,7 +100,8 @@ def _written(value: typing.Any) -> str:
     return str(value)
 
 
-def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Keys and their texts; a key without a text comes last."""
     words = iter(arguments)
     for word in words:
         key, equals, text = word.partition("=")
@@ -92,11 +111,14 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
         if not equals:
             text = next(words, None)
             if text is None or re.match(r"--[a-zA-Z]", text):
-                raise ConfigError(f"key '{key}' has no value: write --{key} VALUE")
+                yield key, None
+                return
         yield key, text
 
 
-def _find(config: typing.Any, key: str, file: str) -> tuple[tuple[str, ...], typing.Any]:
+def _find(
+    config: typing.Any, key: str, file: str, options: typing.Iterable[str]
+) -> tuple[tuple[str, ...], typing.Any]:
     """The path of a dotted key in the configuration and the annotation of what lies there."""
     path, node, annotation = (), config, None
     for part in key.split("."):
@@ -109,8 +131,11 @@ def _find(config: typing.Any, key: str, file: str) -> tuple[tuple[str, ...], typ
         elif node is None and path:
             raise ConfigError(f"key '{key}' in {file} cannot be set: '{'.'.join(path)}' is none there")
         else:
-            closest = nearest(key.replace("-", "_"), _keys(config))
-            raise ConfigError(f"unknown key '{key}' in {file}: the nearest valid key is '{closest}'")
+            words = {option.removeprefix("--").replace("-", "_"): option for option in options}
+            closest = nearest(key.replace("-", "_"), [*_keys(config), *words])
+            kind = "option" if closest in words else "key"
+            closest = words.get(closest, closest)
+            raise ConfigError(f"unknown key '{key}' in {file}: the nearest valid {kind} is '{closest}'")
         path = (*path, name)
     if is_config(node):
         example = f"{key}.{next(iter(fields_of(node)))}"
@@ -142,7 +167,7 @@ def _bare(annotation: typing.Any) -> typing.Any:
 def _read(text: str, annotation: typing.Any, key: str, file: str) -> typing.Any:
     adapter = pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(allow_inf_nan=False))
     failures = []
-    for value in _readings(text):
+    for value in _readings(text, key, file):
         try:
             return adapter.validate_python(value)
         except pydantic.ValidationError as error:
@@ -152,19 +177,36 @@ def _read(text: str, annotation: typing.Any, key: str, file: str) -> typing.Any:
     raise ConfigError(invalid_value({**telling, "input": text}, key, f"in {file}", annotation))
 
 
-def _readings(text: str) -> Iterator[typing.Any]:
+def _readings(text: str, key: str, file: str) -> Iterator[typing.Any]:
     """What the text may mean, the likeliest first."""
+
+    def mapping(pairs: list) -> dict:
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"key '{key}.{twice}' in {file} is set twice, in '{text}': set it once")
+        return dict(pairs)
+
     if text.lower() == "none":
         yield None
     yield text
     try:
-        yield json.loads(text)
+        yield _truths_in_words(json.loads(text, object_pairs_hook=mapping))
     except json.JSONDecodeError:
         pass
     items = [item.strip() for item in text.split(",")] if text else []
     yield items
     if items and all("=" in item for item in items):
-        yield dict(item.split("=", 1) for item in items)
+        yield mapping([item.split("=", 1) for item in items])
+
+
+def _truths_in_words(value: typing.Any) -> typing.Any:
+    """JSON with "true" for true, which a field for a truth reads as well, and a number does not as 1."""
+    if isinstance(value, dict):
+        return {name: _truths_in_words(child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_truths_in_words(child) for child in value]
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _rebuild(node: typing.Any, changes: dict[tuple, typing.Any], file: str, prefix: str = "") -> typing.Any:

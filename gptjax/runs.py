@@ -27,7 +27,8 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
       may_change: dotted keys, or groups of keys, that may differ from the stored configuration.
 
     Raises:
-      ConfigError: the folder holds a run with another configuration, or something that is not a run.
+      ConfigError: the folder holds a run with another configuration, or something that is not a run, or
+        cannot be made.
     """
     folder, stored, wanted = Path(folder), Path(folder) / "config.json", to_json(config)
     if stored.exists():
@@ -43,7 +44,12 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
             )
     elif folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder: choose another --name")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {folder} cannot be made ({error.strerror}): choose another --runs or --name"
+        ) from error
     if jax.process_index() == 0:
         write_json_atomic(stored, wanted)
         with (folder / "environment.txt").open("a", encoding="utf-8") as file:

@@ -5,12 +5,14 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 
 from gptjax import cli
 
+TESTS = Path(__file__).parent
 CHILD = '''"""A tiny experiment, for tests.
 
 Expected: nothing much.
@@ -85,6 +87,12 @@ def test_help_of_an_experiment_shows_its_docstring_and_keys(workplace, capsys):
         (["experiments/tiny.py", "--stepz", "1"], 2, "unknown key 'stepz' in experiments/tiny.py"),
         (["experiments/tiny.py", "--steps", "x"], 2, "must be an integer"),
         (["experiments/tiny.py", "--steps", "-1.5"], 2, "must be an integer, but '-1.5' was given"),
+        (["experiments/tiny.py", "--print-confg"], 2, "the nearest valid option is '--print-config'"),
+        (
+            ["experiments/tiny.py", "--runs", "experiments/tiny.py"],
+            2,
+            "experiments/tiny.py/tiny cannot be made",
+        ),
         (["experiments/tiny.py", "--end", "settings"], 2, "this cannot be"),
         (["experiments/tiny.py", "--end", "data"], 65, "too many bad rows"),
     ],
@@ -142,6 +150,30 @@ def test_env_can_be_pasted_and_parsed(capsys):
     assert gptjax("env", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["backend"] == "cpu" and facts["packages"]["jax"] == jax.__version__
+
+
+def test_a_platform_that_is_not_there_is_named():
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    words = [sys.executable, "-m", "gptjax.cli", "env"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        pytest.skip("this machine has CUDA")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: JAX finds no device for JAX_PLATFORMS=cuda: unset it"
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_is_no_traceback(workplace, unbuffered):
+    words = [sys.executable, "-m", "gptjax.cli", "train", "experiments/tiny.py", "--print-config"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(words, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (cli.BROKEN_PIPE, "")
 
 
 def test_a_second_start_finds_the_compiled_program(tmp_path):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pickle
+import sys
 from typing import Annotated, Literal
 
 import pydantic
@@ -73,6 +75,7 @@ BASE = Experiment()
         (["--names="], "names", []),
         (["--note", "-1,x=y"], "note", "-1,x=y"),
         (["--note=a=b"], "note", "a=b"),
+        (["--note=a=1,a=2"], "note", "a=1,a=2"),
         (["--weights.b-c", "0.5"], "weights.b_c", 0.5),
     ],
 )
@@ -127,13 +130,27 @@ def test_keys_that_depend_on_each_other_change_together():
         ("--draft.width 8", "key 'draft.width' in exp.py cannot be set: 'draft' is none there"),
         ("--steps", "key 'steps' has no value: write --steps VALUE"),
         ("--steps --shuffle true", "key 'steps' has no value: write --steps VALUE"),
+        ("--steps true", "key 'steps' in exp.py must be an integer, but 'true' was given"),
+        ('--weights {"a":true}', "key 'weights' in exp.py must be a mapping such as name=value"),
+        ("--steps 3 --steps=4", "key 'steps' in exp.py is set twice: set it once"),
+        (
+            "--weights x=1 --weights.a 2",
+            "key 'weights.a' in exp.py is set twice, first by 'weights': set it once",
+        ),
+        ("--weights a=1,a=2", "key 'weights.a' in exp.py is set twice, in 'a=1,a=2': set it once"),
+        ('--weights {"a":1,"a":2}', "key 'weights.a' in exp.py is set twice, in '{"),
+        (
+            "--print-confg",
+            "unknown key 'print-confg' in exp.py: the nearest valid option is '--print-config'",
+        ),
+        ("--stepps --shuffle true", "unknown key 'stepps' in exp.py: the nearest valid key is 'steps'"),
         ("steps=3", "unexpected argument 'steps=3': write --key value or --key=value"),
     ],
 )
 def test_a_bad_override_gets_one_sentence(arguments, sentence):
     with pytest.raises(ConfigError) as error:
-        override(BASE, arguments.split(), "exp.py")
-    assert str(error.value) == sentence
+        override(BASE, arguments.split(), "exp.py", ["--name", "--print-config"])
+    assert str(error.value).startswith(sentence)
     assert error.value.exit_code == 2
 
 
@@ -143,6 +160,15 @@ def test_configurations_are_frozen_and_strict():
     for wrong in ({"stepz": 3}, {"steps": 2.5}, {"model": {"width": 8, "depth": 3}}):
         with pytest.raises(pydantic.ValidationError):
             Experiment(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": "7"}, {"steps": 8.0}, {"steps": True}, {"shuffle": "no"}, {"weights": {"a": True}}]
+)
+def test_a_wrong_type_is_refused_and_not_converted(wrong):
+    with pytest.raises(pydantic.ValidationError, match="should be a valid"):
+        Experiment(**wrong)
+    assert Optimizer(clip=2).clip == 2.0, "an integer is a number"
 
 
 @pytest.mark.parametrize(
@@ -212,6 +238,19 @@ def test_a_child_experiment_is_its_difference(experiment):
         "def config():\n    return replace(base(), shuffle=True)\n"
     )
     assert difference(BASE, load_experiment(child)) == ["steps was 10, is 7", "shuffle was False, is True"]
+
+
+@pytest.mark.parametrize("name", ["json", "my-run"])
+def test_an_experiment_may_be_called_like_a_module(tmp_path, name):
+    file = tmp_path / f"{name}.py"
+    file.write_text(
+        "from gptjax.config import configclass\n"
+        "@configclass\nclass Odd:\n    steps: int = 1\n"
+        "def config():\n    return Odd(steps=4)\n"
+    )
+    config = load_experiment(file)
+    assert sys.modules["json"] is json
+    assert pickle.loads(pickle.dumps(config)) == config == from_json(to_json(config))
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,26 @@
 """ChatML, the dialogues of chatterbot-corpus, a user's dialogues, and the fifty questions."""
 
+import configparser
 import json
-import logging
 import re
+import sys
 from collections import Counter
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
 from gptjax.data.chat import (
     EXCLUDED,
     chatterbot,
+    located_dialogues,
     opening,
     read_dialogues,
     render_dialogue,
     render_prompt,
 )
 from gptjax.data.quality import BadRows, DataError
+from gptjax.errors import OPTIONAL, MissingPackage
 
 DIALOGUE = [
     {"role": "system", "content": "Be brief."},
@@ -104,17 +108,18 @@ def test_excluded_lines_and_files_are_gone():
         assert reason
 
 
-def test_dropped_duplicates_are_logged(tmp_path, caplog):
+def test_dropped_duplicates_are_counted(tmp_path):
     rows = [{"messages": turns(f"question {n % 30}", "answer")} for n in range(40)]
-    with caplog.at_level(logging.INFO):
-        train = read_dialogues(written(tmp_path, *rows))
-    assert "10 dialogues dropped that occur twice" in caplog.text
+    bad_rows = BadRows()
+    train = read_dialogues(written(tmp_path, *rows), bad_rows=bad_rows)
+    assert bad_rows.summary() == "0 of 40 rows are bad, 10 left out that occur twice"
     assert len(train) + len(read_dialogues(tmp_path, split="heldout")) == 30
 
 
 def test_a_users_dialogues_are_read_and_a_last_user_turn_is_dropped(tmp_path):
     file = written(tmp_path, {"messages": [*DIALOGUE, {"role": "user", "content": "?"}], "more": 1})
-    assert read_dialogues(file, split=side_of(file)) == [DIALOGUE]
+    assert read_dialogues(file) == [DIALOGUE]
+    assert located_dialogues(file) == [(DIALOGUE, (str(file), 1))]
 
 
 @pytest.mark.parametrize(
@@ -145,18 +150,36 @@ def test_unknown_names_and_empty_splits_are_errors(tmp_path):
     with pytest.raises(DataError, match="nearest bundled name is 'chatterbot'"):
         read_dialogues("chaterbot")
     file = written(tmp_path, {"messages": turns("one", "two")})
-    empty = {"train": "heldout", "heldout": "train"}[side_of(file)]
-    with pytest.raises(DataError, match=f"no {empty} dialogue among its 1"):
-        read_dialogues(file, split=empty)
+    assert len(read_dialogues(file)) == 1
+    with pytest.raises(
+        DataError, match=r"no heldout dialogue among its 1 \(1 different openings\): add more"
+    ):
+        read_dialogues(file, split="heldout")
 
 
-def side_of(file):
-    """The split that the one dialogue of `file` falls into."""
-    try:
-        read_dialogues(file)
-    except DataError:
-        return "heldout"
-    return "train"
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_of_a_few_dialogues_those_of_one_opening_are_held_out(tmp_path, count):
+    file = written(
+        tmp_path, *({"messages": turns(f"question {n % count}", f"{n}")} for n in range(2 * count))
+    )
+    train, heldout = read_dialogues(file), read_dialogues(file, split="heldout")
+    assert len(heldout) == 2 and len(train) == 2 * count - 2
+    assert {opening(d) for d in train}.isdisjoint(opening(d) for d in heldout)
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    sentence = "the source 'chatterbot' needs pyyaml: install it with pip install 'gptjax\\[data\\]'"
+    with pytest.raises(MissingPackage, match=sentence):
+        read_dialogues("chatterbot")
+
+
+def test_every_optional_package_is_in_its_extra():
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parent.parent / "setup.cfg")
+    for package, extra, _ in OPTIONAL.values():
+        lines = setup["options.extras_require"][extra].splitlines()
+        assert any(re.split("[=>]", line)[0].lower() == package.lower() for line in lines), package
 
 
 @pytest.fixture(scope="module")

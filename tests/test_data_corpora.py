@@ -2,11 +2,12 @@
 
 import gzip
 import json
+import zlib
 
 import pytest
 
 from gptjax.data.corpora import BUNDLED, cut, read_documents
-from gptjax.data.files import bucket
+from gptjax.data.files import bucket, digest, held_out_keys
 from gptjax.data.quality import BadRows, DataError
 
 
@@ -37,7 +38,7 @@ def test_pydoc_holds_out_every_20th_topic():
 
 def test_ratings_texts_are_those_of_the_split():
     train, heldout = both("ratings")
-    assert (len(train), len(heldout)) == (19059, 4644)
+    assert (len(train), len(heldout)) == (19058, 4645)
     assert {d.source for d in train} == {
         f"ratings/{source}" for source in ("tweets", "movie_reviews", "product_reviews", "editorials")
     }
@@ -53,7 +54,15 @@ def test_cut_keeps_all_text_and_starts_the_second_part_with_a_line():
     start, end = cut(text)
     assert start + end == text
     assert start.endswith("\n") and end.startswith("line ")
-    assert cut("no newline at all") == ("", "no newline at all")
+
+
+def test_cut_takes_a_line_or_a_word_that_is_near_and_else_any_character():
+    words, solid = "word " * 20_000, "é" * 100_000
+    assert [len(part) for part in cut(words)] == [95_000, 5_000] and cut(words)[1].startswith("word")
+    assert [len(part) for part in cut(solid)] == [95_000, 5_000]
+    assert len(cut("title\n" + solid)[0]) == 95_005  # the only newline is far
+    assert cut("a" * 93 + "\n" + "b" * 6)[1] == "b" * 6
+    assert cut("a" * 92 + " " + "b" * 7)[1] == "b" * 7
 
 
 def test_unknown_name_says_the_nearest():
@@ -104,6 +113,8 @@ def test_one_long_text_file_is_cut(tmp_path):
         (b'{"txt": "another name"}', "missing field"),
         (b'{"text": 3}', "malformed field"),
         (b'{"text": " \\n"}', "empty text"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"text": "x", "id": ' + b"9" * 5000 + b"}", "not JSON"),
     ],
 )
 def test_each_kind_of_bad_row_is_counted_and_named(tmp_path, line, kind):
@@ -126,7 +137,15 @@ def test_a_text_file_that_is_not_utf8_names_the_line(tmp_path):
 
 
 def test_a_broken_gzip_file_is_named(tmp_path):
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 100)[:-9])
+    whole = gzip.compress(bytes(range(256)) * 100)
+    for broken in (whole[:-9], whole[:10] + bytes(20) + whole[30:], b"no gzip"):
+        (tmp_path / "a.txt.gz").write_bytes(broken)
+        with pytest.raises(DataError, match="a.txt.gz is not a whole gzip file"):
+            read_documents(tmp_path)
+    whole = whole[:12] + bytes([whole[12] ^ 255]) + b"\xff" * 40 + whole[53:]
+    (tmp_path / "a.txt.gz").write_bytes(whole)
+    with pytest.raises(zlib.error):
+        gzip.decompress(whole)
     with pytest.raises(DataError, match="a.txt.gz is not a whole gzip file"):
         read_documents(tmp_path)
 
@@ -134,7 +153,41 @@ def test_a_broken_gzip_file_is_named(tmp_path):
 def test_a_directory_without_text_and_a_split_without_documents_are_errors(tmp_path):
     with pytest.raises(DataError, match="no file that ends in"):
         read_documents(tmp_path)
-    (tmp_path / "a.txt").write_text("alpha")
-    (tmp_path / "b.txt").write_text("beta")
-    with pytest.raises(DataError, match="no heldout document among its 2"):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("the same")
+    with pytest.raises(DataError, match="no heldout document among its 2 \\(1 differ\\): add more text"):
         read_documents(tmp_path, split="heldout")
+    with pytest.raises(DataError, match="nearest bundled name"):
+        read_documents("x" * 300)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_of_a_few_whole_documents_one_is_held_out(tmp_path, count):
+    for n in range(count):
+        (tmp_path / f"{n}.txt").write_text(f"book {n}")
+    train, heldout = both(tmp_path)
+    assert len(heldout) == 1 and len(train) == count - 1
+    assert {d.text for d in train + heldout} == {f"book {n}" for n in range(count)}
+
+
+def test_no_side_of_a_split_is_empty():
+    inside = [text for text in map(str, range(200)) if bucket(text, 20) == 0]
+    outside = [text for text in map(str, range(20)) if bucket(text, 20)]
+    assert held_out_keys(inside + outside, 20) == set(inside)
+    assert held_out_keys(inside[:3], 20) == {min(inside[:3], key=digest)}
+    assert held_out_keys(outside, 20) == {min(outside, key=digest)}
+    assert held_out_keys(outside[:1] * 9 + outside[1:2], 20) == {outside[1]}  # the one with fewer rows
+    assert held_out_keys([*outside[:3] * 2, *outside[3:4] * 34], 20) == {min(outside[:3], key=digest)}
+    assert held_out_keys([*outside[:9], *outside[9:10] * 31], 20) == set(sorted(outside[:9], key=digest)[:2])
+    assert held_out_keys(inside[:1], 20) == held_out_keys([], 20) == set()
+
+
+def test_the_limit_is_on_each_source_whatever_was_read_before(tmp_path):
+    (tmp_path / "good.jsonl").write_text("".join(f'{{"text": "good {n}"}}\n' for n in range(2000)))
+    (tmp_path / "bad.jsonl").write_text('{"text": "good"}\n{"text": ""}\n')
+    rows = BadRows()
+    read_documents(tmp_path / "good.jsonl", bad_rows=rows)
+    with pytest.raises(DataError, match="1 of 2 rows are bad"):
+        read_documents(tmp_path / "bad.jsonl", bad_rows=rows)
+    assert rows.summary() == "1 of 2002 rows are bad (1 empty text)"
+    assert rows.first[0][2] == 2

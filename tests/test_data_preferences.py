@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptjax.data.chat import render_prompt
-from gptjax.data.preferences import RankedReplies, encode_ranked, read_preferences
+from gptjax.data.preferences import RankedReplies, encode_ranked, read_preferences, split_preferences
 from gptjax.data.quality import BadRows, DataError
 
 PROMPT = [{"role": "user", "content": "Say hello."}]
@@ -46,6 +46,8 @@ def test_a_lower_rank_is_a_higher_score_and_equal_ranks_tie(tmp_path):
         ({"prompt": "p", "completions": ["a"], "ranking": [1]}, "malformed field"),
         ({"prompt": "p", "completions": ["a", "b"], "ranking": [1, "2"]}, "malformed field"),
         ({"prompt": "p", "completions": ["a", "b"], "ranking": [1, float("nan")]}, "malformed field"),
+        ({"prompt": "p", "completions": ["a", "b"], "ranking": [1, 10**400]}, "malformed field"),
+        ({"prompt": "p", "completions": ["a", "b"], "ranking": [1, 1e300]}, "malformed field"),
         ({"prompt": "p", "chosen": "a", "rejected": "\ud800"}, "not UTF-8"),
         ({"prompt": [], "chosen": "a", "rejected": "b"}, "unknown role"),
         (
@@ -99,5 +101,38 @@ def test_a_reply_that_does_not_fit_is_left_out_and_counted(tokenizer):
 
 def test_more_replies_than_places_is_an_error(tokenizer):
     group = RankedReplies(PROMPT, ["a", "b", "c"], [1.0, 2.0, 3.0])
-    with pytest.raises(DataError, match="raise k_max, which is 2"):
+    with pytest.raises(DataError, match="ranked replies:1 has 3 completions: raise k_max, which is 2"):
         encode_ranked([group], tokenizer, context_length=64, k_max=2)
+
+
+def test_what_does_not_fit_is_named_by_its_file_and_line(tmp_path, tokenizer):
+    short, long = ({"prompt": "p", "chosen": text, "rejected": "b"} for text in ("a", "word " * 100))
+    groups = read_preferences(written(tmp_path, short, long))
+    with pytest.raises(DataError, match=r"preferences.jsonl:2 \(longer than the context\)"):
+        encode_ranked(groups, tokenizer, context_length=48, k_max=2, source="training rankings")
+    with pytest.raises(DataError, match="preferences.jsonl:1 has 2 completions: raise k_max"):
+        encode_ranked(groups, tokenizer, context_length=48, k_max=1)
+
+
+def rankings(*prompts):
+    return [
+        RankedReplies([{"role": "user", "content": p}], [f"a{n}", "b"], [1.0, 0.0])
+        for n, p in enumerate(prompts)
+    ]
+
+
+def test_no_prompt_is_in_both_parts_of_the_preferences():
+    train, heldout = split_preferences(rankings(*(f"prompt {n % 100}" for n in range(300))))
+    assert len(train) + len(heldout) == 300 and 10 <= len(heldout) <= 60
+    assert {str(g.prompt) for g in train}.isdisjoint(str(g.prompt) for g in heldout)
+
+
+@pytest.mark.parametrize("prompts", ["ab", "abcdefgh", "aaaaaaaa"])
+def test_a_few_preferences_give_both_parts(prompts):
+    train, heldout = split_preferences(rankings(*prompts))
+    assert train and heldout and len(train) + len(heldout) == len(prompts)
+
+
+def test_a_single_preference_is_not_held_out():
+    assert split_preferences(rankings("a")) == (rankings("a"), [])
+    assert split_preferences([]) == ([], [])

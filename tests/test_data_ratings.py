@@ -1,11 +1,11 @@
 """The rated texts: complete, split without leaks, asked for and ranked as InstructGPT's data are."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 
-from gptjax.data.duplicates import clusters, duplicate_pairs, jaccard, shingles
+from gptjax.data.duplicates import clusters, duplicate_pairs, jaccard, shingles, word_set, words
 from gptjax.data.quality import DataError
 from gptjax.data.ratings import (
     INSTRUCTIONS,
@@ -78,17 +78,59 @@ def test_near_duplicates_are_found():
     assert names == ["t0", "t0", "t2", "t2", "t4", "t4", "t6", "t7"]
 
 
+def test_texts_of_nearly_the_same_words_are_near_duplicates_whatever_their_order():
+    texts = [
+        "Ugh! I hate getting blood drawn!",
+        "UGH! I HATE HATE HATE getting blood drawn!",
+        "one two three four five",
+        "five one three two four six",
+        "six seven five one three two four",
+        "so bad",
+        "bad bad, so bad so",
+    ]
+    names = clusters(texts, [f"t{n}" for n in range(len(texts))])
+    assert names == ["t0", "t0", "t2", "t2", "t2", "t5", "t6"]
+
+
+def test_no_text_of_nearly_the_same_words_crosses_the_split(split):
+    """Compared in whole numbers, by another search."""
+    sides = [
+        [set(words(t.text)) for t in part if t.source == "tweets" and len(words(t.text)) >= 5]
+        for part in split
+    ]
+    by_word = defaultdict(list)
+    for own in sides[0]:
+        for word in own:
+            by_word[word].append(own)
+    for own in sides[1]:
+        # A text that shares four fifths of the words shares one of the rarest third.
+        rare = sorted(own, key=lambda word: len(by_word[word]))[: len(own) // 3 + 1]
+        for other in (other for word in rare for other in by_word[word]):
+            assert 5 * len(own & other) < 4 * len(own | other), (own, other)
+
+
 def test_clusters_chain_and_take_the_least_name():
     sets = [frozenset("abcd"), frozenset("abcdef"), frozenset("cdefgh"), frozenset("xyz")]
     assert list(duplicate_pairs(sets)) == [(0, 1), (1, 2)]
     assert jaccard(sets[0], sets[1]) == pytest.approx(4 / 6)
 
 
-def test_prefix_filter_equals_the_comparison_of_all_pairs():
-    sets = [shingles(text.text) for text in load_ratings()[3200:4200]]
-    every = [(i, j) for j in range(len(sets)) for i in range(j) if jaccard(sets[i], sets[j]) >= 0.5]
-    assert sorted(duplicate_pairs(sets)) == sorted(every)
-    assert len(every) > 50
+@pytest.mark.parametrize(("parts", "threshold", "least"), [(shingles, 0.5, 50), (word_set, 0.8, 20)])
+def test_prefix_filter_equals_the_comparison_of_all_pairs(parts, threshold, least):
+    sets = [parts(text.text) for text in load_ratings()[3200:4200]]
+    every = [
+        (i, j)
+        for j in range(len(sets))
+        for i in range(j)
+        if sets[i] and sets[j] and jaccard(sets[i], sets[j]) >= threshold
+    ]
+    assert sorted(duplicate_pairs(sets, threshold)) == sorted(every)
+    assert len(every) > least
+
+
+def test_prefix_filter_is_exact_where_the_product_is_not():
+    assert 0.55 * 100 > 55
+    assert list(duplicate_pairs([frozenset(range(55)), frozenset(range(100))], 0.55)) == [(0, 1)]
 
 
 def test_no_duplicate_that_minhash_finds_crosses_the_split(split):

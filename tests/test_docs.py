@@ -181,7 +181,7 @@ def test_keys_and_defaults_are_those_of_the_code(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_metrics_are_those_of_a_run(stage, workplace):
     lines = (workplace / f"runs/quickstart/{stage}/metrics.jsonl").read_text("utf-8").splitlines()
-    logged = {name for line in lines for name in json.loads(line)} - {"step", "stage", "time"}
+    logged = {name for line in lines for name in json.loads(line)} - {"step", "stage", "time", "elapsed"}
     shown = {row[0] for row in table(f"docs/{stage}.md", "Metrics")}
     known = {re.sub("^heldout/.*", "heldout/SOURCE", name) for name in logged}
     assert {name for name in known if not name.startswith("self_check/")} == shown
@@ -202,7 +202,7 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
 def test_exit_codes_are_those_of_the_code():
     codes = {int(row[0]) for row in table("docs/configuration.md", "Exit codes")}
     errors = (ConfigError, DataError, TrainingStopped, self_check.SelfCheckFailed)
-    assert codes == {0, 1, 130, RESUBMIT} | {error.exit_code for error in errors}
+    assert codes == {0, 1, 130, RESUBMIT, cli.BROKEN_PIPE} | {error.exit_code for error in errors}
 
 
 def test_rules_are_those_of_the_code():

@@ -1,8 +1,11 @@
 """Accuracy on pairs, calibration and baselines: by hand, and on data whose answer is known."""
 
+import sys
+
 import numpy as np
 import pytest
 
+from gptjax.errors import MissingPackage
 from gptjax.evaluation.calibration import (
     bag_of_words_scores,
     confidence,
@@ -76,3 +79,16 @@ def test_bag_of_words_learns_which_words_are_liked():
     train, means = liked + disliked, [2.0] * 4 + [-2.0] * 4
     scores = bag_of_words_scores(train * 3, means * 3, ["good fun", "the sky", "bad food"])
     assert scores[0] > scores[1] > scores[2]
+
+
+def test_without_a_pair_there_is_no_figure():
+    nothing = make_pairs(SCORES, np.zeros_like(VALID))
+    assert np.isnan(pair_accuracy(SCORES, nothing))
+    assert fit_temperature(nothing.difference(SCORES)) == 1.0
+    assert np.isnan(expected_calibration_error(reliability(*confidence(nothing.difference(SCORES), 1.0))))
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingPackage, match=r"baseline .* needs scikit-learn: .*'gptjax\[data\]'"):
+        bag_of_words_scores(["a"], [1.0], ["a"])

@@ -1,5 +1,10 @@
 """The judge: a lexicon that agrees with plain speech, and the variety of replies by hand."""
 
+import sys
+
+import pytest
+
+from gptjax.errors import MissingPackage
 from gptjax.evaluation.judge import distinct_n, lexicon_scores, on_topic
 
 
@@ -31,3 +36,9 @@ def test_on_topic_whatever_the_case():
 def test_on_topic_asks_for_the_whole_word():
     assert not on_topic("Most of those are fantastic.", ["os", "fan"])
     assert on_topic("It is (an) OS.", ["os"]) and on_topic("I like C++.", ["c++"])
+
+
+def test_a_missing_lexicon_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vaderSentiment", None)
+    with pytest.raises(MissingPackage, match=r"lexicon score .* needs vaderSentiment: .*'gptjax\[data\]'"):
+        lexicon_scores(["fine"])

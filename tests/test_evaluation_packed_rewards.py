@@ -9,7 +9,13 @@ from gptjax.data.preferences import RankedArrays, pack_ranked
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import ScalarModel
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
-from gptjax.stages.reward import completion_rewards, count_groups, make_reward_loss
+from gptjax.stages.reward import (
+    RewardConfig,
+    completion_rewards,
+    count_groups,
+    make_reward_loss,
+    score_all,
+)
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import make_train_step
@@ -93,3 +99,9 @@ def test_an_update_does_not_depend_on_devices_or_micro_batches(model, arrays, up
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, expected)
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, atol=2e-6, rtol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_scoring_does_not_depend_on_micro_batches(model, arrays, alone, accumulate):
+    config = RewardConfig(length=LENGTH, batch_size=4, accumulate=accumulate)
+    np.testing.assert_allclose(score_all(*model, arrays, config), alone, atol=1e-5)

@@ -61,7 +61,7 @@ def rollouts(config):
     reply, real = (jax.ShapeDtypeStruct((B, T), kind) for kind in (jnp.int32, jnp.float32))
     rollout = Rollout(prompt, mask, reply, real, real, jax.ShapeDtypeStruct((B,), jnp.bool_))
     batch = {"experience": Experience(rollout, real, real, real, real)}
-    return batch | ({"text": rows(config.ptx_rows, config.ptx_length, PLAIN)} if config.ptx_coef else {})
+    return batch | ({"text": rows(config.ptx_rows, config.ptx_length, PACKED)} if config.ptx_coef else {})
 
 
 def pieces(name, config, model):

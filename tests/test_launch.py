@@ -62,6 +62,27 @@ def test_quickstart_makes_the_environment_installs_and_trains(launch):
     assert not (launch.checkout / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--dry-run", "quickstart"),
+        ("quickstart", "--seed", "1", "--dry-run"),
+        ("local", "--dry-run", "--", "gptjax", "env"),
+    ],
+)
+def test_dry_run_may_stand_anywhere_before_the_dashes(launch, words):
+    shown = launch(*words)
+    assert shown.returncode == 0, shown.stderr
+    assert "-m pip install" in shown.stdout and "--dry-run" not in shown.stdout
+    assert not (launch.checkout / ".venv").exists()
+
+
+def test_a_dry_run_behind_the_dashes_belongs_to_the_command(launch):
+    fake_environment(launch.checkout)
+    shown = launch("local", "--", "gptjax", "x", "--dry-run")
+    assert shown.stdout.splitlines()[-1] == "gptjax called with x --dry-run"
+
+
 @pytest.mark.parametrize("accelerator", ["cuda12", "cuda13", "tpu"])
 def test_the_accelerator_picks_the_extra(launch, accelerator):
     shown = launch("test", "--dry-run", "-k", "x", ACCELERATOR=accelerator).stdout

@@ -13,7 +13,7 @@ from gptjax.training.metrics import MetricsWriter, Progress, peak_flops_per_devi
 
 
 def rows_without_time(path):
-    return [{k: v for k, v in row.items() if k != "time"} for row in read_metrics(path)]
+    return [{k: v for k, v in row.items() if k not in ("time", "elapsed")} for row in read_metrics(path)]
 
 
 def test_a_line_holds_step_stage_time_and_plain_numbers(tmp_path):
@@ -22,11 +22,12 @@ def test_a_line_holds_step_stage_time_and_plain_numbers(tmp_path):
     writer.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line)
-    assert list(row) == ["step", "stage", "time", "loss", "objective/kl", "count"]
-    assert row | {"time": 0} == {
+    assert list(row) == ["step", "stage", "time", "elapsed", "loss", "objective/kl", "count"]
+    assert row | {"time": 0, "elapsed": 0} == {
         "step": 3,
         "stage": "ppo",
         "time": 0,
+        "elapsed": 0,
         "loss": 0.5,
         "objective/kl": 0.7,
         "count": 2.0,

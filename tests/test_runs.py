@@ -6,13 +6,31 @@ import os
 import pytest
 
 from gptjax.config import ConfigError, configclass
-from gptjax.environment import accelerators_present, describe_environment, run_header, warnings
+from gptjax.environment import (
+    accelerators_present,
+    describe_environment,
+    idle_devices,
+    run_header,
+    warnings,
+)
 from gptjax.runs import mark_done, open_run, read_done, stage_done, write_json_atomic
+from gptjax.sharding.mesh import MeshConfig
 
 
 @configclass
 class Inner:
     rate: float = 0.1
+
+
+@configclass
+class OneStage:
+    mesh: MeshConfig
+
+
+@configclass
+class TwoStages:
+    pretrain: OneStage
+    ppo: OneStage
 
 
 @configclass
@@ -111,3 +129,21 @@ def test_an_idle_accelerator_is_warned_of_with_the_remedy(monkeypatch):
     assert "jax-cuda13-plugin 0.7.2 does not fit jaxlib 0.10.2" in plugin and "ACCELERATOR=cuda13" in plugin
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert "JAX_PLATFORMS=cpu is set" in warnings("cpu", ["TPU"], versions)[0]
+
+
+def test_devices_that_no_mesh_uses_are_warned_of():
+    small, large = OneStage(mesh=MeshConfig(data=2)), OneStage(mesh=MeshConfig(data=2, fsdp=2))
+    (warning,) = idle_devices(TwoStages(pretrain=small, ppo=large), "gpu", 8)
+    assert "has 8 devices, but the run uses 4: raise pretrain.mesh.data or ppo.mesh.data" in warning
+    assert (
+        idle_devices(large, "gpu", 4)
+        == idle_devices(large, "cpu", 8)
+        == idle_devices(Settings(), "gpu", 8)
+        == []
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file/run cannot be made .*: choose another --runs or --name"):
+        open_run(tmp_path / "file" / "run", Settings())

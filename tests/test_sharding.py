@@ -35,7 +35,7 @@ def test_mesh_has_its_axes_and_devices():
     mesh = make_mesh(MeshConfig(data=2, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 2}
     assert mesh.devices.size == 4
-    with pytest.raises(ValueError, match="mesh.fsdp must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="fsdp\n.*greater than or equal to 1"):
         MeshConfig(fsdp=0)
 
 

@@ -11,7 +11,6 @@ from golden import check_golden
 
 from gptjax.data.chat import render_dialogue
 from gptjax.data.mixture import Mixture
-from gptjax.data.preferences import read_preferences
 from gptjax.data.quality import BadRows
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel, ScalarModel
@@ -19,6 +18,7 @@ from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import finetune, pretrain, reward
 from gptjax.stages.dialogue_rows import dialogue_rows, read_source
 from gptjax.stages.handover import load_model
+from gptjax.stages.keys import stage_key
 from gptjax.training.metrics import read_metrics
 
 
@@ -43,7 +43,9 @@ def first_step(folder) -> dict[str, float]:
     """The metrics of the update of step 1."""
     row = read_metrics(folder / "metrics.jsonl")[0]
     assert row.pop("step") == 1
-    return {name: row[name] for name in row if name not in ("stage", "time") and "heldout" not in name}
+    return {
+        name: row[name] for name in row if name not in ("stage", "time", "elapsed") and "heldout" not in name
+    }
 
 
 def token_losses(logits, targets):
@@ -73,7 +75,7 @@ def test_pretraining_is_the_mean_cross_entropy_of_the_rows(road):
     root, configs = road
     config, metrics = configs["pretrain"], first_step(root / "pretrain")
     definition = ModelDefinition(LanguageModel, config.model)
-    params = jax.jit(definition.initialise)(jax.random.fold_in(jax.random.key(config.seed), 0))
+    params = jax.jit(definition.initialise)(jax.random.fold_in(stage_key(config.seed, "pretrain"), 0))
     source = next(iter(config.corpora))
     rows = {source: np.load(root / "pretrain" / "tokens" / "0.npy")}
     rows = Mixture(rows, config.corpora, config.batch_size, config.seed).batch_at(0)
@@ -96,7 +98,7 @@ def test_finetuning_counts_the_assistants_tokens_alone(road):
     )
     batch = Mixture(rows, config.dialogues, config.batch_size, config.seed).batch_at(0)
     rendered = {}
-    for dialogue in read_source(next(iter(config.dialogues)), "train", BadRows(), 0):
+    for dialogue, _ in read_source(next(iter(config.dialogues)), "train", BadRows(), 0):
         ids, mask = render_dialogue(dialogue, base.tokenizer)
         rendered[tuple(ids[:-1])] = dialogue[-1]["content"], ids, mask
 
@@ -129,9 +131,9 @@ def test_reward_model_compares_every_pair_of_a_prompt(road):
     config, metrics = configs["reward"], first_step(root / "reward")
     base = load_model(root / "finetune", make_mesh(MeshConfig()))
     definition = ModelDefinition(ScalarModel, base.definition.config)
-    fresh = jax.jit(definition.initialise)(jax.random.fold_in(jax.random.key(config.seed), 0))
+    fresh = jax.jit(definition.initialise)(jax.random.fold_in(stage_key(config.seed, "reward"), 0))
     params = {"decoder": base.params["decoder"], "head": fresh["head"], "bias": fresh["bias"]}
-    groups = [g for i, g in enumerate(read_preferences(config.source)) if i % 10]
+    groups = reward.read_groups(config)[0]
     arrays = reward.encode(groups, base.tokenizer, config, "rankings")
     assert len(arrays.tokens) == len(groups)  # none left out
     chosen = [groups[i] for i in reward.epoch_order(arrays.lengths.sum(1), config)[0]]
@@ -166,7 +168,7 @@ def test_rewards_are_0_on_average_after_training(road):
     """Ouyang et al. 2022, appendix C.2: the bias makes the demonstrations' mean reward 0."""
     root, configs = road
     model = load_model(root / "reward", make_mesh(MeshConfig()))
-    groups = [g for i, g in enumerate(read_preferences(configs["reward"].source)) if i % 10]
+    groups = reward.read_groups(configs["reward"])[0]
     arrays = reward.encode(groups, model.tokenizer, configs["reward"], "rankings")
     scores = reward.score_all(model.definition, model.params, arrays, configs["reward"])
     assert abs(scores[arrays.lengths > 0].mean()) < 1e-6 and scores[arrays.lengths > 0].std() > 1e-3

@@ -9,6 +9,7 @@ import optax
 import pytest
 from ppo_case import CONFIG, OPTIMIZER, B, drawn, make_case, moved, text_batch
 
+from gptjax.losses.ppo import policy_loss
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
 from gptjax.stages.experience import (
     count_totals,
@@ -20,7 +21,7 @@ from gptjax.stages.experience import (
 from gptjax.stages.language_loss import count_tokens, make_language_loss
 from gptjax.stages.ppo import minibatch_order
 from gptjax.stages.rollout import Rollout, response_log_probs, response_values, reward_scores
-from gptjax.stages.self_check import SelfCheckFailed, check_identities
+from gptjax.stages.self_check import SelfCheckFailed, check_first_ratio, check_identities
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.optimizers import make_optimizer
 from gptjax.training.step import make_train_step
@@ -81,20 +82,17 @@ def blind_to_padding(log_probs):
     )
 
 
-def changing(log_probs):
-    """Gives another answer when the policy is asked again, at the last call, as dropout left on would."""
-    calls = []
-
-    def answer(params, r):
-        calls.append(r)
-        return log_probs(params, r) + (1e-3 if len(calls) == 5 else 0.0)
-
-    return answer
+def first_ratio(case, rollout, temperature):
+    """The check of the first update, the policy scored at `temperature` when the rollout was made."""
+    old, _ = response_log_probs(case.language, case.policy, rollout, temperature)
+    new, _ = response_log_probs(case.language, case.policy, rollout, CONFIG.sampling.temperature)
+    _, metrics = policy_loss(new, old, jnp.ones_like(new), rollout.mask, clip=0.2)
+    return check_first_ratio(metrics, "float32")
 
 
 BROKEN = {
     "KL of policy and reference is 0": lambda c, r, f: check(c, r, f, reference=c.reference),
-    "the probability ratio is 1 on the first pass": lambda c, r, f: check(c, r, changing(f)),
+    "the probability ratio is 1 on the first pass": lambda c, r, f: first_ratio(c, r, 1.0),
     "sampling and teacher forcing agree": lambda c, r, f: check(
         c, r, jax.jit(lambda params, rollout: response_log_probs(c.language, params, rollout, 1.0)[0])
     ),
@@ -125,6 +123,11 @@ def wider(rollout: Rollout, slots: int) -> Rollout:
     """The same prompts and replies behind more padding."""
     prompt, mask = (jnp.pad(x, ((0, 0), (slots, 0))) for x in (rollout.prompt, rollout.prompt_mask))
     return dataclasses.replace(rollout, prompt=prompt, prompt_mask=mask)
+
+
+def test_the_first_ratio_may_differ_from_1_by_rounding_alone(case, rollout):
+    gap = first_ratio(case, rollout, CONFIG.sampling.temperature)["self_check/first_ratio_gap"]
+    assert gap < 1e-6
 
 
 def test_left_padding_changes_nothing(case, rollout):
@@ -158,7 +161,8 @@ def test_a_reply_that_never_ends_is_punished(case, rollout, score, kind):
     expected = np.where(rollout.ended, raw, punished)
     # Without discount, trace or KL the return at the first token is the whole reward.
     np.testing.assert_allclose(made.returns[:, 0], expected, atol=1e-5)
-    np.testing.assert_allclose(metrics["objective/scores"], raw.mean(), atol=1e-5)
+    np.testing.assert_allclose(metrics["objective/raw_scores"], raw.mean(), atol=1e-5)
+    np.testing.assert_allclose(metrics["objective/scores"], expected.mean(), atol=1e-5)
 
 
 @pytest.fixture(scope="module")

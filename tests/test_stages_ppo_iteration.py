@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import check_golden
-from ppo_case import CONFIG, END, PAD, B, make_case, text_batch
+from ppo_case import CONFIG, END, OPTIMIZER, PAD, B, make_case, text_batch
 
 from gptjax.generation.decode import decode
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
@@ -25,25 +25,29 @@ def case():
     return make_case()
 
 
-@pytest.fixture(scope="module")
-def iteration(case):
+def run_iteration(case, config, texts):
     """State before, state after and metrics, on the host."""
     mesh = make_mesh(MeshConfig())
-    optimizers = make_optimizers(CONFIG, case.language, case.scalar)
+    optimizers = make_optimizers(config, case.language, case.scalar)
     policy = create_state(case.language, optimizers[0], mesh, params=case.policy)
     before = PpoState(
         step=jnp.int32(START),
         policy=policy,
         critic=create_state(case.scalar, optimizers[1], mesh, params=case.critic),
         ema=jax.tree.map(jnp.copy, policy.params),
-        kl_coef=jnp.float32(CONFIG.kl_coef),
+        kl_coef=jnp.float32(config.kl_coef),
     )
     tokenizer = SimpleNamespace(im_end_id=END, pad_id=PAD)
     models = (case.language, case.scalar, case.reference, case.reward)
-    program = make_iteration(CONFIG, tokenizer, *models, text_batch, mesh)
+    program = make_iteration(config, tokenizer, *models, texts, mesh)
     kept = jax.device_get(before)
     after, metrics = program(before, place(case.prompts, mesh), KEY)
     return kept, jax.device_get(after), {name: float(value) for name, value in metrics.items()}
+
+
+@pytest.fixture(scope="module")
+def iteration(case):
+    return run_iteration(case, CONFIG, text_batch)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +121,8 @@ def test_objective_equals_the_twin(twin, iteration):
     returns = np.concatenate([advantages_and_returns(row)[1] for row in twin])
     expected = {
         "objective/kl": np.mean(kls),
-        "objective/scores": np.mean([row["raw"] for row in twin]),
+        "objective/raw_scores": np.mean([row["raw"] for row in twin]),
+        "objective/scores": np.mean([row["score"] for row in twin]),
         "objective/entropy": np.mean([sum(e) for e in entropies]),
         "objective/rlhf_reward": np.mean([advantages_and_returns(row)[2] for row in twin]),
         "objective/non_score_reward": -CONFIG.kl_coef * np.mean(kls),
@@ -193,3 +198,26 @@ def test_adaptive_kl_coefficient_is_part_of_the_state(twin, iteration):
 
 def test_golden(iteration):
     check_golden("ppo", {name: value for name, value in iteration[2].items() if "gap" not in name})
+
+
+def test_golden_of_two_passes_in_two_parts(case):
+    """Here the policy has left the rollout's: ratios differ from 1 and are clipped."""
+    large = dataclasses.replace(OPTIMIZER, learning_rate=0.1)
+    config = dataclasses.replace(CONFIG, epochs=2, minibatches=2, optimizer=large, value_optimizer=large)
+    _, after, metrics = run_iteration(case, config, text_batch)
+    assert after.policy.step == 4 and after.critic.step == 4
+    assert metrics["policy/clipfrac_avg"] > 0.05 and metrics["val/ratio_var"] > 0.01
+    assert metrics["val/clipfrac_avg"] > 0.05
+    check_golden("ppo_passes", {name: value for name, value in metrics.items() if "gap" not in name})
+
+
+def test_skipped_updates_are_not_hidden_by_a_good_one_at_the_end(case):
+    calls = []
+
+    def texts(number):
+        calls.append(number)
+        batch = text_batch(number)
+        return batch if len(calls) == 4 else batch | {"loss_mask": batch["loss_mask"] * np.nan}
+
+    _, _, metrics = run_iteration(case, dataclasses.replace(CONFIG, minibatches=4), texts)
+    assert len(calls) == 4 and metrics["skipped"] == 3

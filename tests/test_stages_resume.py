@@ -76,7 +76,10 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert expected.keys() == got.keys()
         for name, array in expected.items():
             assert array.tobytes() == got[name].tobytes(), f"{part}: {name} differs"
-    lines = [[row | {"time": 0} for row in read_metrics(run / "metrics.jsonl")] for run in (one, other)]
+    lines = [
+        [row | {"time": 0, "elapsed": 0} for row in read_metrics(run / "metrics.jsonl")]
+        for run in (one, other)
+    ]
     assert lines[0] == lines[1]
     figures = [json.loads((run / "done.json").read_text("utf-8"))["heldout"] for run in (one, other)]
     assert figures[0] == figures[1]

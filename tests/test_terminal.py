@@ -116,6 +116,8 @@ def test_set_changes_what_the_engine_gets():
         ("/set top_p 1.5", "top_p must be above 0 and at most 1, but 1.5 was given"),
         ("/set max_new_tokens 0", "max_new_tokens must be at least 1, but 0 was given"),
         ("/set seed", "write /set seed VALUE"),
+        ("/set seed -1", "seed must be at least 0, but -1 was given"),
+        ("/set seed 4294967296", "seed must be below 2**32 = 4294967296, but 4294967296 was given"),
         ("/hlep", "unknown command /hlep: did you mean /help?"),
         ("/retry", "there is no question to answer again"),
         ("/undo", "there is nothing to take back"),
@@ -142,9 +144,50 @@ def test_save_appends_rows_that_training_reads(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == [{"messages": [user("a"), assistant()]}, {"messages": [user("b"), assistant()]}]
     bad_rows = BadRows()
-    read = read_dialogues(path, split="train", bad_rows=bad_rows)
-    assert read == [row["messages"] for row in rows]
+    read = read_dialogues(path, split="train", bad_rows=bad_rows) + read_dialogues(path, split="heldout")
+    assert sorted(map(str, read)) == sorted(str(row["messages"]) for row in rows)
     bad_rows.check(0.0)
+
+
+def test_save_leaves_out_questions_without_a_reply_and_says_how_many(tmp_path):
+    class Mute(Parrot):
+        def stream(self, messages, **sampling):
+            self.pieces = ("one",) if len(self.calls) == 1 else ()
+            return super().stream(messages, **sampling)
+
+    path = tmp_path / "chat.jsonl"
+    shown = talk(Mute(), "a", f"/save {path}", "b", "c", f"/save {path}")
+    assert "error: there is nothing to save yet: no question has a reply" in shown
+    assert f"(appended to {path}, less 2 without a reply)" in shown
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"messages": [user("b"), assistant("one")]}
+    ]
+
+
+def test_ctrl_c_while_the_prompt_is_fitted_keeps_the_session():
+    class Slow(Parrot):
+        def prompt_length(self, messages):
+            if len(messages) == 1:
+                raise KeyboardInterrupt
+            return super().prompt_length(messages)
+
+    engine = Slow()
+    shown = talk(engine, "a", "b")
+    assert "(stopped)\n" in shown and shown.endswith("one two three\n")
+    assert engine.calls[0][0] == [user("a"), assistant(""), user("b")]
+
+
+def test_seeds_start_over_after_the_last():
+    engine = Parrot()
+    talk(engine, "a", "b", settings=Settings(seed=2**32 - 1, max_new_tokens=5))
+    assert [sampling["seed"] for _, sampling in engine.calls] == [2**32 - 1, 0]
+
+
+def test_a_pipe_that_is_not_utf8_is_read(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    engine = Parrot()
+    chat(engine, Settings(max_new_tokens=5), out=io.StringIO())
+    assert engine.calls[0][0] == [user("caf\N{REPLACEMENT CHARACTER}")]
 
 
 def test_a_file_that_cannot_be_written_is_an_error_not_a_crash(tmp_path):

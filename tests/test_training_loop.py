@@ -78,7 +78,10 @@ def uninterrupted(tmp_path_factory, step):
 
 
 def lines(folder):
-    return [{k: v for k, v in row.items() if k != "time"} for row in read_metrics(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k not in ("time", "elapsed")}
+        for row in read_metrics(folder / "metrics.jsonl")
+    ]
 
 
 def assert_same_run(state, folder, uninterrupted):

@@ -4,18 +4,27 @@ ChatML (OpenAI, 2023) writes a message as `<|im_start|>role\\ncontent<|im_end|>\
 """
 
 import json
-import logging
 from importlib import resources
 from pathlib import Path
 
-from gptjax.data.files import Split, bucket, check_split, is_utf8, read_jsonl, source_files, unknown_source
+from gptjax.data.files import (
+    Split,
+    check_split,
+    held_out_keys,
+    is_path,
+    is_utf8,
+    read_jsonl,
+    source_files,
+    unknown_source,
+)
 from gptjax.data.quality import BadRows, DataError
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.errors import require
 
 Messages = list[dict[str, str]]
+Origin = tuple[str, int]  # a file and the line of the row, from 1
 ROLES = ("system", "user", "assistant")
 HELD_OUT = 10  # one in ten
-logger = logging.getLogger(__name__)
 
 # In these files of chatterbot-corpus the lines after the first are not turns but other answers to it.
 ALTERNATIVES = ("computers", "emotion")
@@ -68,27 +77,47 @@ def read_dialogues(
     A message is `{"role": "system" | "user" | "assistant", "content": str}`; a dialogue may open with one
     system message, then user and assistant alternate. A last user turn without a reply is dropped, as are
     dialogues that occur twice. Held out are the dialogues whose opening has sha256 0 mod 10, so a question
-    asked in training is not asked again in the held-out part.
+    asked in training is not asked again in the held-out part; where that is none, those of one opening.
+    The counts of the source are added to `bad_rows`; the limit is on this source alone.
 
-    Raises DataError for an unknown name, for a split without a dialogue and for more than 0.1 % bad rows.
+    Raises DataError for an unknown name, for a split without a dialogue and for more than 0.1 % bad rows;
+    MissingPackage when "chatterbot" is not installed.
     """
+    return [messages for messages, _ in located_dialogues(name_or_path, split=split, bad_rows=bad_rows)]
+
+
+def located_dialogues(
+    name_or_path: str | Path, *, split: Split = "train", bad_rows: BadRows | None = None
+) -> list[tuple[Messages, Origin | None]]:
+    """What `read_dialogues` returns, each dialogue with the place of its row; None for a bundled one."""
     check_split(split)
-    bad_rows = BadRows() if bad_rows is None else bad_rows
+    own_rows = BadRows()
     if str(name_or_path) == "chatterbot":
-        dialogues = [dialogue for _, dialogue in chatterbot(bad_rows)]
-    elif Path(name_or_path).exists():
+        dialogues = [(messages, None) for _, messages in chatterbot(own_rows)]
+    elif is_path(name_or_path):
         files = source_files(name_or_path, (".jsonl",))
-        dialogues = [dialogue for file in files for dialogue in rows_of_jsonl(file, bad_rows)]
+        dialogues = [row for file in files for row in rows_of_jsonl(file, own_rows)]
     else:
         raise DataError(unknown_source(name_or_path, ["chatterbot"]))
-    bad_rows.check()
-    different = list({json.dumps(dialogue): dialogue for dialogue in dialogues}.values())
-    dropped = len(dialogues) - len(different)
-    if dropped:
-        logger.info("%s: %d dialogues dropped that occur twice", name_or_path, dropped)
-    chosen = [d for d in different if (bucket(opening(d), HELD_OUT) == 0) == (split == "heldout")]
+    first: dict[str, tuple[Messages, Origin | None]] = {}
+    for messages, origin in dialogues:
+        first.setdefault(json.dumps(messages), (messages, origin))
+    own_rows.repeat(len(dialogues) - len(first))
+    if bad_rows is not None:
+        bad_rows.include(own_rows)
+    own_rows.check()
+    openings = [opening(messages) for messages, _ in first.values()]
+    heldout = held_out_keys(openings, HELD_OUT)
+    chosen = [
+        row
+        for row, said in zip(first.values(), openings, strict=True)
+        if (said in heldout) == (split == "heldout")
+    ]
     if not chosen:
-        raise DataError(f"{name_or_path} has no {split} dialogue among its {len(different)}: add more")
+        raise DataError(
+            f"{name_or_path} has no {split} dialogue among its {len(first)} "
+            f"({len(set(openings))} different openings): add more"
+        )
     return chosen
 
 
@@ -99,7 +128,11 @@ def opening(dialogue: Messages) -> str:
 
 
 def chatterbot(bad_rows: BadRows) -> list[tuple[str, Messages]]:
-    """The English dialogues of PyPI chatterbot-corpus, duplicates too, each with its topic (the file)."""
+    """The English dialogues of PyPI chatterbot-corpus, duplicates too, each with its topic (the file).
+
+    Raises MissingPackage when the corpus or its parser is not installed.
+    """
+    require("yaml", "chatterbot_corpus")
     import yaml
 
     dialogues = []
@@ -129,8 +162,8 @@ def alternate(lines: list[str]) -> Messages:
     return [{"role": ROLES[1 + turn % 2], "content": line} for turn, line in enumerate(lines)]
 
 
-def rows_of_jsonl(file: Path, bad_rows: BadRows) -> list[Messages]:
-    """The good dialogues of a JSONL file."""
+def rows_of_jsonl(file: Path, bad_rows: BadRows) -> list[tuple[Messages, Origin]]:
+    """The good dialogues of a JSONL file, each with its place."""
     dialogues = []
     for line, row in read_jsonl(file, bad_rows):
         kind, dialogue = checked_dialogue(row)
@@ -138,7 +171,7 @@ def rows_of_jsonl(file: Path, bad_rows: BadRows) -> list[Messages]:
             bad_rows.add(kind, file, line)
         else:
             bad_rows.good()
-            dialogues.append(dialogue)
+            dialogues.append((dialogue, (str(file), line)))
     return dialogues
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from gptjax.data import ratings
 from gptjax.data.files import (
     Split,
-    bucket,
     check_split,
+    held_out_keys,
+    is_path,
     is_utf8,
     read_bytes,
     read_jsonl,
@@ -32,9 +33,12 @@ class Document:
 
 
 def cut(text: str) -> tuple[str, str]:
-    """`text` cut after a line so that the second part is its last 5 %, or the least above."""
-    newline = text.rfind("\n", 0, len(text) - math.ceil(len(text) / HELD_OUT))
-    return text[: newline + 1], text[newline + 1 :]
+    """`text` cut so that the second part is its last 5 %, or up to 10 % to begin with a line, else a word."""
+    end = len(text) - math.ceil(len(text) / HELD_OUT)
+    start = len(text) - 2 * math.ceil(len(text) / HELD_OUT)
+    places = (text.rfind(space, max(0, start), end) + 1 for space in "\n ")
+    place = next((place for place in places if place), end)
+    return text[:place], text[place:]
 
 
 def shakespeare(split: Split) -> list[Document]:
@@ -73,22 +77,24 @@ def read_documents(
     """The documents of one split of a bundled corpus or of a user's files.
 
     Files: `.txt` (a document a file), `.jsonl` (a document a row, field `text`), either with `.gz`, or a
-    directory of such. Held out are the documents whose sha256 is 0 mod 20; where there is one document
-    only, its last 5 % from the start of a line.
+    directory of such. Held out are the documents whose sha256 is 0 mod 20, or those with the least sha256
+    where that is none; where there is one document only, its last 5 %, from the start of a line or a word
+    where one is near. The counts of the files are added to `bad_rows`; the limit is on these files alone.
 
     Raises DataError for an unknown name, for a split without a document and for more than 0.1 % bad rows.
     """
     check_split(split)
     if str(name_or_path) in BUNDLED:
         return BUNDLED[str(name_or_path)](split)
-    if not Path(name_or_path).exists():
+    if not is_path(name_or_path):
         raise DataError(unknown_source(name_or_path, BUNDLED))
-    bad_rows = BadRows() if bad_rows is None else bad_rows
-    documents = []
+    documents, own_rows = [], BadRows()
     for file in source_files(name_or_path, (".txt", ".jsonl")):
         read = rows_of_jsonl if file.name.removesuffix(".gz").endswith(".jsonl") else text_file
-        documents += read(file, bad_rows)
-    bad_rows.check()
+        documents += read(file, own_rows)
+    if bad_rows is not None:
+        bad_rows.include(own_rows)
+    own_rows.check()
     return split_documents(documents, split, name_or_path)
 
 
@@ -98,9 +104,13 @@ def split_documents(documents: list[Document], split: Split, name: str | Path) -
         part = cut(documents[0].text)[split == "heldout"]
         chosen = [Document(part, documents[0].source)] if part else []
     else:
-        chosen = [d for d in documents if (bucket(d.text, HELD_OUT) == 0) == (split == "heldout")]
+        heldout = held_out_keys([d.text for d in documents], HELD_OUT)
+        chosen = [d for d in documents if (d.text in heldout) == (split == "heldout")]
     if not chosen:
-        raise DataError(f"{name} has no {split} document among its {len(documents)}: add more text")
+        different = len({d.text for d in documents})
+        raise DataError(
+            f"{name} has no {split} document among its {len(documents)} ({different} differ): add more text"
+        )
     return chosen
 
 

@@ -4,7 +4,10 @@ import difflib
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,27 +21,37 @@ def source_files(path: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
 
     Sorted by name. Raises DataError when there is none.
     """
+    remedy = "name a file or a directory of such files"
+    if not is_path(path):
+        raise DataError(f"{path} does not exist: {remedy}")
     path = Path(path)
     wanted = tuple(suffix + end for suffix in suffixes for end in ("", ".gz"))
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     files = [file for file in files if file.name.endswith(wanted)]
     if not files:
-        reason = "does not exist" if not path.exists() else f"has no file that ends in {', '.join(wanted)}"
-        raise DataError(f"{path} {reason}: name a file or a directory of such files")
+        raise DataError(f"{path} has no file that ends in {', '.join(wanted)}: {remedy}")
     return files
+
+
+def is_path(name: str | Path) -> bool:
+    """Whether there is a file or directory of that name; what no file can be called is none."""
+    return os.path.exists(name)  # unlike Path.exists, it answers for a name that is too long
 
 
 def read_bytes(file: Path) -> bytes:
     """The content of `file`, decompressed when its name ends in .gz.
 
-    Raises DataError when the gzip stream is broken.
+    Raises DataError when the file can't be read or the gzip stream is broken.
     """
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} can't be read ({error.strerror}): change its permissions") from error
     if file.suffix != ".gz":
         return content
     try:
         return gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} is not a whole gzip file ({error}): fetch it again") from error
 
 
@@ -46,7 +59,8 @@ def read_jsonl(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict]]:
     """The JSON objects of `file` with their line numbers (from 1).
 
     Rows that are not UTF-8 or not a JSON object are counted in `bad_rows`; blank lines are no rows.
-    Good rows are left to the caller to count.
+    Good rows are left to the caller to count. A row that nests too deeply, or holds a number of thousands of
+    digits, is not JSON to us. Raises DataError when the file can't be read.
     """
     for number, line in enumerate(read_bytes(file).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
@@ -55,7 +69,7 @@ def read_jsonl(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict]]:
             row = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError:
             bad_rows.add("not UTF-8", file, number)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             bad_rows.add("not JSON", file, number)
         else:
             if isinstance(row, dict):
@@ -64,9 +78,32 @@ def read_jsonl(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict]]:
                 bad_rows.add("not JSON", file, number)
 
 
+def digest(text: str) -> int:
+    """sha256 of `text` as an integer."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), "big")
+
+
 def bucket(text: str, buckets: int) -> int:
     """sha256(text) mod `buckets`: the same bucket on every machine, whatever else is in the data."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), "big") % buckets
+    return digest(text) % buckets
+
+
+def held_out_keys(keys: Sequence[str], buckets: int) -> set[str]:
+    """The keys whose rows are held out: those in bucket 0, and never all or none of several different ones.
+
+    Where the buckets leave a side empty, it is the keys with the fewest rows, of equal ones those with the
+    least hash, up to one row in `buckets` but at least one key. A single key is not held out.
+    """
+    rows = Counter(keys)
+    heldout = {key for key in rows if bucket(key, buckets) == 0}
+    if 0 < len(heldout) < len(rows):
+        return heldout
+    heldout, room = set(), len(keys) / buckets
+    for key in sorted(rows, key=lambda key: (rows[key], digest(key))) if len(rows) > 1 else ():
+        if not heldout or rows[key] <= room:
+            heldout.add(key)
+            room -= rows[key]
+    return heldout
 
 
 def check_split(split: str) -> None:

@@ -1,16 +1,20 @@
 """Human preferences: several replies to one prompt, scored so that more is better."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gptjax.data.chat import Messages, fault_of_messages, render_prompt
-from gptjax.data.files import is_utf8, read_jsonl, source_files
+from gptjax.data.chat import Messages, Origin, fault_of_messages, render_prompt
+from gptjax.data.files import held_out_keys, is_utf8, read_jsonl, source_files
 from gptjax.data.quality import BadRows, DataError
 from gptjax.data.tokenizers import Tokenizer
+
+HELD_OUT = 10  # one in ten
+MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,13 @@ class RankedReplies:
         prompt: messages, the last by the user.
         completions: K replies.
         scores: K numbers, more is better; equal numbers are a tie, which no loss may order.
+        origin: file and line of the row; None for bundled ratings.
     """
 
     prompt: Messages
     completions: list[str]
     scores: list[float]
+    origin: Origin | None = field(default=None, compare=False)
 
 
 class RankedArrays(NamedTuple):
@@ -46,31 +52,49 @@ def read_preferences(path: str | Path, bad_rows: BadRows | None = None) -> list[
     """The preferences of JSONL files: `prompt/chosen/rejected` or `prompt/completions/ranking`.
 
     `prompt` is a string (one user message) or a list of messages that ends with the user's. `ranking` holds
-    a number for each completion, LOWER is better (rank 1 beats rank 2) and equal numbers tie.
+    a number for each completion, LOWER is better (rank 1 beats rank 2) and equal numbers tie. The counts of
+    the files are added to `bad_rows`; the limit is on these files alone.
 
     Raises DataError when there is no such file and for more than 0.1 % bad rows.
     """
-    bad_rows = BadRows() if bad_rows is None else bad_rows
-    groups = []
+    groups, own_rows = [], BadRows()
     for file in source_files(path, (".jsonl",)):
-        for line, row in read_jsonl(file, bad_rows):
+        for line, row in read_jsonl(file, own_rows):
             kind = fault_of_preference(row)
             if kind:
-                bad_rows.add(kind, file, line)
+                own_rows.add(kind, file, line)
             else:
-                bad_rows.good()
-                groups.append(ranked_row(row))
-    bad_rows.check()
+                own_rows.good()
+                groups.append(ranked_row(row, (str(file), line)))
+    if bad_rows is not None:
+        bad_rows.include(own_rows)
+    own_rows.check()
     return groups
 
 
-def ranked_row(row: dict) -> RankedReplies:
+def split_preferences(groups: Sequence[RankedReplies]) -> tuple[list[RankedReplies], list[RankedReplies]]:
+    """Training and held-out groups; held out are those whose prompt has sha256 0 mod 10.
+
+    So no prompt is on both sides. Where there is one prompt only, the whole group is hashed in its place.
+    Where the hashes leave a side empty, one prompt moves over; of a single group nothing is held out.
+    """
+    keys = [json.dumps(group.prompt) for group in groups]
+    if len(set(keys)) == 1:
+        keys = [json.dumps([group.completions, group.scores]) for group in groups]
+    heldout = held_out_keys(keys, HELD_OUT)
+    train, held = [], []
+    for group, key in zip(groups, keys, strict=True):
+        (held if key in heldout else train).append(group)
+    return train, held
+
+
+def ranked_row(row: dict, origin: Origin) -> RankedReplies:
     """The ranked replies of a sound row."""
     if "chosen" in row:
         completions, scores = [row["chosen"], row["rejected"]], [1.0, 0.0]
     else:
         completions, scores = row["completions"], [-float(rank) for rank in row["ranking"]]
-    return RankedReplies(messages_of(row["prompt"]), completions, scores)
+    return RankedReplies(messages_of(row["prompt"]), completions, scores, origin)
 
 
 def messages_of(prompt: str | Messages) -> Messages:
@@ -101,9 +125,9 @@ def fault_of_preference(row: dict) -> str:
 
 
 def fault_of_ranking(ranking, count: int) -> str:
-    """The fault of a ranking, "" when it has a finite number for each of `count` >= 2 completions."""
+    """The fault of a ranking, "" when each of `count` >= 2 completions has a number that float32 can hold."""
     numbers = isinstance(ranking, list) and all(
-        type(rank) in (int, float) and np.isfinite(rank) for rank in ranking
+        type(rank) in (int, float) and abs(rank) <= MOST for rank in ranking
     )
     return "" if numbers and len(ranking) == count >= 2 else "malformed field"
 
@@ -118,8 +142,9 @@ def encode_ranked(
 ) -> RankedArrays:
     """Encodes G groups into arrays [G, k_max, context_length].
 
-    A completion that doesn't fit the context with its prompt is left out and counted as a bad row at
-    `source`, line = number of its group from 1; a group with fewer than two completions left is left out.
+    A completion that doesn't fit the context with its prompt is left out and counted as a bad row at the
+    origin of its group, else at `source`, line = number of the group from 1; a group with fewer than two
+    completions left is left out.
 
     Raises DataError when a group has more than `k_max` completions and for more than 0.1 % bad rows.
     """
@@ -128,14 +153,15 @@ def encode_ranked(
     lengths = np.zeros((len(groups), k_max), np.int32)
     scores = np.zeros((len(groups), k_max), np.float32)
     for g, group in enumerate(groups):
+        file, line = group.origin or (source, g + 1)
         if len(group.completions) > k_max:
             count = len(group.completions)
-            raise DataError(f"{source}:{g + 1} has {count} completions: raise k_max, which is {k_max}")
+            raise DataError(f"{file}:{line} has {count} completions: raise k_max, which is {k_max}")
         prompt = render_prompt(group.prompt, tokenizer)
         for k, completion in enumerate(group.completions):
             ids = [*prompt, *tokenizer.encode(completion), tokenizer.im_end_id]
             if len(ids) > context_length:
-                bad_rows.add("longer than the context", source, g + 1)
+                bad_rows.add("longer than the context", file, line)
                 continue
             bad_rows.good()
             tokens[g, k, : len(ids)], lengths[g, k], scores[g, k] = ids, len(ids), group.scores[k]

@@ -32,6 +32,7 @@ class BadRows:
     def __init__(self):
         self.counts: Counter[str] = Counter()
         self.good_rows = 0
+        self.repeated = 0
         self.first: list[tuple[str, str, int]] = []
 
     @property
@@ -54,6 +55,17 @@ class BadRows:
         """Counts one row that was used."""
         self.good_rows += 1
 
+    def repeat(self, count: int) -> None:
+        """Counts `count` good rows that are left out because they occur twice."""
+        self.repeated += count
+
+    def include(self, other: "BadRows") -> None:
+        """Adds the counts of another source."""
+        self.counts += other.counts
+        self.good_rows += other.good_rows
+        self.repeated += other.repeated
+        self.first = (self.first + other.first)[:5]
+
     def check(self, limit: float = 0.001) -> None:
         """Raises DataError, naming the first five bad rows, when bad / (bad + good) exceeds `limit`."""
         if self.bad_rows > limit * (self.bad_rows + self.good_rows):
@@ -64,7 +76,8 @@ class BadRows:
             )
 
     def summary(self) -> str:
-        """One line: how many rows of how many are bad, and of which kinds."""
+        """One line: how many rows of how many are bad, of which kinds, and how many occur twice."""
         total = self.bad_rows + self.good_rows
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items()))
-        return f"{self.bad_rows} of {total} rows are bad" + (f" ({kinds})" if kinds else "")
+        twice = f", {self.repeated} left out that occur twice" if self.repeated else ""
+        return f"{self.bad_rows} of {total} rows are bad" + (f" ({kinds})" if kinds else "") + twice

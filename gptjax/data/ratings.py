@@ -82,7 +82,7 @@ def split_ratings(texts: Sequence[RatedText]) -> tuple[list[RatedText], list[Rat
 
 @cache
 def sides(texts: tuple[RatedText, ...]) -> tuple[list[RatedText], list[RatedText]]:
-    """What `split_ratings` returns, worked out once: the search for near-duplicates takes a second."""
+    """What `split_ratings` returns, worked out once: the search for near-duplicates takes two seconds."""
     names = clusters([text.text for text in texts], [text.id for text in texts])
     train, heldout = [], []
     for text, name in zip(texts, names, strict=True):

@@ -3,9 +3,12 @@
 Legend: G groups (prompts), K completions of a group, P pairs.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from gptjax.errors import require
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,12 @@ def make_pairs(scores_GxK: np.ndarray, valid_GxK: np.ndarray, min_gap: float = 0
 
 
 def pair_accuracy(values_GxK: np.ndarray, pairs: Pairs) -> float:
-    """Share of pairs in which the better completion has the higher value; an equal value counts half."""
+    """Share of pairs in which the better completion has the higher value; an equal value counts half.
+
+    nan where there is no pair.
+    """
+    if not len(pairs.gap):
+        return math.nan
     difference = pairs.difference(values_GxK)
     return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
@@ -67,7 +75,12 @@ def reliability(probability_P: np.ndarray, correct_P: np.ndarray, bins: int = 10
 
 
 def expected_calibration_error(table: list[dict]) -> float:
-    """`sum over bins of count / total * |accuracy - confidence|` (Naeini et al. 2015)."""
+    """`sum over bins of count / total * |accuracy - confidence|` (Naeini et al. 2015).
+
+    nan where the table is empty.
+    """
+    if not table:
+        return math.nan
     total = sum(row["count"] for row in table)
     return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / total
 
@@ -82,11 +95,13 @@ def confidence(difference_P: np.ndarray, temperature: float) -> tuple[np.ndarray
 
 
 def fit_temperature(difference_P: np.ndarray) -> float:
-    """The T that minimises `mean log(1 + exp(-difference / T))` (Guo et al. 2017).
+    """The T that minimises `mean log(1 + exp(-difference / T))` (Guo et al. 2017); 1 where there is no pair.
 
     Args:
         difference_P: reward of the better completion minus that of the worse, on pairs not used for testing.
     """
+    if not len(difference_P):
+        return 1.0
     from scipy.optimize import minimize_scalar
 
     def loss(log_t):
@@ -104,7 +119,11 @@ def bag_of_words_scores(train_texts: list[str], train_means: list[float], texts:
 
     Returns:
         float `[len(texts)]`.
+
+    Raises:
+        MissingPackage: scikit-learn is not installed.
     """
+    require("sklearn")
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline

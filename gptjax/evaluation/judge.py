@@ -3,12 +3,17 @@
 import re
 from collections.abc import Sequence
 
+from gptjax.errors import require
+
 
 def lexicon_scores(texts: Sequence[str]) -> list[float]:
     """The compound score of the VADER lexicon in [-1, 1], one per text (Hutto and Gilbert 2014).
 
     The lexicon and its rules come from PyPI `vaderSentiment`; no stage reads them.
+
+    Raises MissingPackage when it is not installed.
     """
+    require("vaderSentiment")
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     analyzer = SentimentIntensityAnalyzer()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.config import configclass
+from gptjax.ranges import AboveZero, Count, Natural, NonNegative
 
 
 @configclass
@@ -20,18 +21,10 @@ class SamplingConfig:
         max_new_tokens: T, longest reply.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_new_tokens: int = 64
-
-    def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, but is {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], but is {self.top_p}")
-        if self.top_k < 0 or self.max_new_tokens < 1:
-            raise ValueError("top_k must be at least 0 and max_new_tokens at least 1")
+    temperature: NonNegative = 1.0
+    top_k: Natural = 0
+    top_p: AboveZero = 1.0
+    max_new_tokens: Count = 64
 
 
 def filter_logits(logits_BxV: jax.Array, top_k: int, top_p: float) -> jax.Array:

@@ -14,6 +14,7 @@ from gptjax.config import configclass
 from gptjax.models.attention import Attention, KVCache, causal_mask
 from gptjax.models.layers import LayerNorm, Linear, RMSNorm, dropout, normal_param
 from gptjax.models.rotary import rotary_angles
+from gptjax.ranges import BelowOne, Count, NonNegative, Positive
 from gptjax.sharding.rules import constrain
 
 
@@ -45,40 +46,35 @@ class DecoderConfig:
         remat: what the backward pass computes again: "none", "dots" (keeps matrix products), "full".
     """
 
-    vocab_size: int
-    context_length: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int | None = None
-    mlp_width: int | None = None
+    vocab_size: Count
+    context_length: Count
+    width: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count | None = None
+    mlp_width: Count | None = None
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Positive = 1e-5
     positions: Literal["learned", "rotary"] = "learned"
-    rotary_theta: float = 10_000.0
+    rotary_theta: Positive = 10_000.0
     rotary_pairing: Literal["half", "interleaved"] = "half"
     activation: Literal["gelu", "relu", "swiglu"] = "gelu"
     bias: bool = True
     tied: bool = True
-    dropout: float = 0.0
-    init_std: float = 0.02
+    dropout: BelowOne = 0.0
+    init_std: NonNegative = 0.02
     attention: Literal["reference", "xla", "cudnn"] = "reference"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     loop: Literal["scan", "unroll"] = "scan"
     remat: Literal["none", "dots", "full"] = "none"
 
     def __post_init__(self):
-        for name in ("vocab_size", "context_length", "width", "layers", "heads", "kv_heads", "mlp_width"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
         if self.heads % self.key_heads:
             raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
         if self.positions == "rotary" and self.head_size % 2:
             raise ValueError(f"rotary positions need an even head size, but width / heads = {self.head_size}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1), but is {self.dropout}")
 
     @property
     def head_size(self) -> int:

@@ -20,7 +20,9 @@ HELP = """/help             this text
 /quit             leave; so does Ctrl-D. Ctrl-C stops a reply."""
 
 _COMMANDS = ("/help", "/new", "/retry", "/undo", "/set", "/save", "/quit")
-_LEAST = {"temperature": 0.0, "top_k": 0, "top_p": 0.0, "max_new_tokens": 1}
+_LEAST = {"temperature": 0.0, "top_k": 0, "top_p": 0.0, "max_new_tokens": 1, "seed": 0}
+# JAX makes keys of 32 bits of a seed.
+_SEEDS = 2**32
 
 
 class Engine(Protocol):
@@ -44,7 +46,7 @@ class Settings:
       top_k: sample among the k likeliest tokens; 0 for all.
       top_p: sample among the likeliest tokens that together hold this probability.
       max_new_tokens: the longest reply.
-      seed: of the first reply; each further reply adds one.
+      seed: of the first reply, below 2**32; each further reply adds one.
       system: a system message, put before the dialogue; empty for none.
     """
 
@@ -75,6 +77,8 @@ class Settings:
             raise ConfigError(f"{name} must be at least {least}, but {text} was given")
         if name == "top_p" and not 0 < value <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, but {text} was given")
+        if name == "seed" and value >= _SEEDS:
+            raise ConfigError(f"seed must be below 2**32 = {_SEEDS}, but {text} was given")
         return dataclasses.replace(self, **{name: value})
 
 
@@ -110,6 +114,8 @@ def chat(
             session.handle(line)
         except UserError as error:
             session.say(f"error: {error}")
+        except KeyboardInterrupt:
+            session.say("(stopped)")
 
 
 class _Session:
@@ -143,28 +149,34 @@ class _Session:
 
     def reply(self) -> None:
         """Streams the answer to the last question; an interrupted answer is kept as far as it came."""
-        prompt, room = self._fitting_prompt()
-        settings = self.settings
         pieces: list[str] = []
-        stream = self.engine.stream(
-            prompt,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            max_new_tokens=min(settings.max_new_tokens, room),
-            seed=settings.seed + self.replies,
-        )
-        self.replies += 1
+        stream = None
         try:
+            stream = self._stream()
             for piece in stream:
                 pieces.append(piece)
                 self.say(_printable(piece), end="")
             self.say("" if pieces else "(an empty reply)")
         except KeyboardInterrupt:
-            self.say(" (stopped)")
+            self.say(" (stopped)" if pieces else "(stopped)")
         finally:
-            stream.close()
+            if stream is not None:
+                stream.close()
         self.dialogue.append({"role": "assistant", "content": "".join(pieces)})
+
+    def _stream(self) -> Generator[str, None, None]:
+        """The engine's stream of the next reply."""
+        prompt, room = self._fitting_prompt()
+        settings, number = self.settings, self.replies
+        self.replies += 1
+        return self.engine.stream(
+            prompt,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            max_new_tokens=min(settings.max_new_tokens, room),
+            seed=(settings.seed + number) % _SEEDS,
+        )
 
     def _fitting_prompt(self) -> tuple[list[dict], int]:
         """The messages to send, less the oldest turns that do not fit, and the tokens left for a reply."""
@@ -222,19 +234,27 @@ class _Session:
             self.settings = self.settings.set(key, text.strip())
 
     def _save(self, rest: str) -> None:
-        if not self.dialogue:
-            raise ConfigError("there is nothing to save yet")
+        questions, replies = self.dialogue[::2], self.dialogue[1::2]
+        answered = [pair for pair in zip(questions, replies, strict=False) if pair[1]["content"].strip()]
+        left_out = len(questions) - len(answered)
+        if not answered:
+            raise ConfigError("there is nothing to save yet: no question has a reply")
         path = Path(rest or "chat.jsonl")
-        row = json.dumps({"messages": self._with_system(self.dialogue)}, ensure_ascii=False)
+        messages = self._with_system([message for pair in answered for message in pair])
+        row = json.dumps({"messages": messages}, ensure_ascii=False)
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(row + "\n")
         except OSError as error:
             raise ConfigError(f"{path} cannot be written ({error.strerror}): name another file") from error
-        self.say(f"(appended to {path})")
+        without = f", less {left_out} without a reply" if left_out else ""
+        self.say(f"(appended to {path}{without})")
 
 
 def _reader() -> Callable[[], str]:
+    if hasattr(sys.stdin, "reconfigure"):
+        # What a pipe holds may be in any encoding.
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
         return input
     try:

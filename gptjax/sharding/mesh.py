@@ -5,6 +5,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptjax.config import ConfigError, configclass
+from gptjax.environment import find_devices
+from gptjax.ranges import Count
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -19,14 +21,9 @@ class MeshConfig:
         tensor: devices that split heads, feed-forward width and vocabulary.
     """
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-
-    def __post_init__(self):
-        for name in MESH_AXES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"mesh.{name} must be at least 1, but is {getattr(self, name)}")
+    data: Count = 1
+    fsdp: Count = 1
+    tensor: Count = 1
 
     @property
     def size(self) -> int:
@@ -43,9 +40,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """The mesh over the first `config.size` devices.
 
     Raises:
-        ConfigError: fewer devices are there than the mesh asks for.
+        ConfigError: fewer devices are there than the mesh asks for, or none that JAX can use.
     """
-    devices = jax.devices()
+    devices = find_devices()
     if config.size > len(devices):
         raise ConfigError(
             f"the mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} needs {config.size} "

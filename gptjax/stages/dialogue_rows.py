@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gptjax.data.chat import Messages, read_dialogues, render_dialogue
+from gptjax.data.chat import Messages, Origin, located_dialogues, render_dialogue
 from gptjax.data.corpora import read_documents
 from gptjax.data.packing import lm_batch, pack_documents, pack_examples
 from gptjax.data.quality import BadRows
@@ -14,34 +14,80 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.stages.language_loss import PACKED, select
 
 Rows = dict[str, np.ndarray]
+Example = tuple[list[int], list[int]]  # ids and loss mask
 
 
-def read_source(name: str, split: str, bad_rows: BadRows, seed: int) -> list[Messages]:
-    """The dialogues of one source and split: "chatterbot", "ratings", or a path to JSONL."""
+def read_source(name: str, split: str, bad_rows: BadRows, seed: int) -> list[tuple[Messages, Origin | None]]:
+    """The dialogues of one source and split: "chatterbot", "ratings", or a path to JSONL.
+
+    Those of a file come with its name and their line. Raises DataError as `read_dialogues` does.
+    """
     if name == "ratings":
         train, heldout = split_ratings(load_ratings())
-        return demonstrations(train if split == "train" else heldout, seed)
-    return read_dialogues(name, split=split, bad_rows=bad_rows)
+        return [
+            (messages, None) for messages in demonstrations(heldout if split == "heldout" else train, seed)
+        ]
+    return located_dialogues(name, split=split, bad_rows=bad_rows)
 
 
-def encode_dialogues(dialogues: list[Messages], tokenizer: Tokenizer, length: int, name: str):
-    """ChatML ids and loss masks; what goes beyond `length` + 1 ids is cut off, counted and shown.
+def fit(ids: list[int], mask: list[int], length: int, cut_reply: bool) -> Example | None:
+    """A rendered dialogue of at most `length` + 1 ids; None when it can't be had.
 
-    A dialogue whose first question leaves no room for an answer is a bad row.
+    What is longer ends after the last reply that fits whole. Where none does, `cut_reply` lets the first
+    reply end at the row's end, as long as there is any of it.
     """
-    bad_rows, examples, cut = BadRows(), [], 0
-    for number, messages in enumerate(dialogues, 1):
+    if len(ids) <= length + 1:
+        return ids, mask
+    ends = [end for end in range(1, length + 2) if mask[end - 1] and not mask[end]]
+    end = ends[-1] if ends else length + 1
+    return (ids[:end], mask[:end]) if ends or (cut_reply and any(mask[:end])) else None
+
+
+def encode_dialogues(
+    dialogues: list[tuple[Messages, Origin | None]], tokenizer: Tokenizer, length: int, source: str
+) -> tuple[list[Example], list[Messages], str]:
+    """ChatML ids and loss masks of the dialogues that fit into `length` + 1 ids, and these dialogues.
+
+    A dialogue of a file of which no reply fits whole is a bad row; of a bundled one, which nobody can mend,
+    the first reply is cut.
+
+    Returns:
+        examples, their dialogues, and a sentence that counts them, those that were cut and the bad rows.
+
+    Raises:
+        DataError: more than 0.1 % are longer than the context; the message names files and lines.
+    """
+    bad_rows, examples, kept, cut = BadRows(), [], [], 0
+    for number, (messages, origin) in enumerate(dialogues, 1):
         ids, mask = render_dialogue(messages, tokenizer)
-        cut += len(ids) > length + 1
-        ids, mask = ids[: length + 1], mask[: length + 1]
-        if not any(mask):
-            bad_rows.add("longer than the context", name, number)
+        example = fit(ids, mask, length, cut_reply=origin is None)
+        if example is None:
+            bad_rows.add("longer than the context", *(origin or (source, number)))
             continue
         bad_rows.good()
-        examples.append((ids, mask))
+        examples.append(example)
+        kept.append(messages)
+        cut += sum(example[1]) < sum(mask)
     bad_rows.check()
-    print(f"{name}: {len(examples)} dialogues, {cut} cut to fit, {bad_rows.summary()}")
-    return examples
+    return examples, kept, f"{len(examples)} dialogues, {cut} cut to fit, {bad_rows.summary()}"
+
+
+def encode_copies(
+    dialogues: list[Messages], tokenizer: Tokenizer, length: int, copies: int, seed: int, cut_reply: bool
+) -> tuple[list[Example], str]:
+    """`copies` noisy versions of each dialogue, and a sentence that counts them.
+
+    A version that does not fit is left out and counted; that is no fault of the data.
+    """
+    if not copies:
+        return [], ""
+    reworded = reword(dialogues, copies, seed)[len(dialogues) :]
+    rendered = [render_dialogue(messages, tokenizer) for messages in reworded]
+    examples = [
+        example for ids, mask in rendered if (example := fit(ids, mask, length, cut_reply)) is not None
+    ]
+    left_out = len(reworded) - len(examples)
+    return examples, f"; {len(examples)} noisy copies, {left_out} too long and left out"
 
 
 def dialogue_rows(
@@ -54,15 +100,29 @@ def dialogue_rows(
     seed: int,
     rewordings: int = 0,
 ) -> dict[str, Rows]:
-    """Source -> its dialogues packed into rows, those of people joined by `rewordings` noisy copies."""
-    rows, bad_rows = {}, BadRows()
+    """Source -> its dialogues packed into rows, those of people joined by `rewordings` noisy copies.
+
+    Prints a line per source: what was read, left out, cut and made.
+
+    Raises:
+        DataError: a source can't be read, lacks the split, or has more than 0.1 % bad rows.
+    """
+    rows = {}
     for source in sources:
+        bad_rows = BadRows()
         dialogues = read_source(source, split, bad_rows, seed)
-        if source != "ratings":
-            dialogues = reword(dialogues, rewordings, seed)
-        examples = encode_dialogues(dialogues, tokenizer, length, f"{stage}: {source} ({split})")
-        rows[source] = select(pack_examples(examples, length + 1, tokenizer.pad_id), PACKED)
+        examples, kept, counted = encode_dialogues(dialogues, tokenizer, length, source)
+        copies = 0 if source == "ratings" else rewordings
+        bundled = dialogues[0][1] is None
+        more, made = encode_copies(kept, tokenizer, length, copies, seed, bundled)
+        print(f"{stage}: {source} ({split}): {read_line(bad_rows)}{counted}{made}", flush=True)
+        rows[source] = select(pack_examples(examples + more, length + 1, tokenizer.pad_id), PACKED)
     return rows
+
+
+def read_line(bad_rows: BadRows) -> str:
+    """What was left out while a source was read, with "; " after it; empty where no row was checked."""
+    return f"read: {bad_rows.summary()}; " if bad_rows.good_rows + bad_rows.bad_rows else ""
 
 
 def text_name(source: str) -> str:
@@ -71,10 +131,19 @@ def text_name(source: str) -> str:
 
 
 def text_rows(sources: Iterable[str], *, tokenizer: Tokenizer, length: int) -> dict[str, Rows]:
-    """`text_name(source)` -> its training text in the layout of packed dialogues, one segment a row."""
+    """`text_name(source)` -> its training text in the layout of packed dialogues, one segment a row.
+
+    Prints a line per source: what was read and what was left out.
+
+    Raises:
+        DataError: a source can't be read, has no training text, or has more than 0.1 % bad rows.
+    """
     rows = {}
     for source in sources:
-        ids = [tokenizer.encode(d.text) for d in read_documents(source, split="train")]
-        packed = pack_documents(ids, length + 1, tokenizer.end_of_text_id)[0]
-        rows[text_name(source)] = select(lm_batch(packed), PACKED)
+        name, bad_rows = text_name(source), BadRows()
+        ids = [tokenizer.encode(d.text) for d in read_documents(source, split="train", bad_rows=bad_rows)]
+        packed, dropped = pack_documents(ids, length + 1, tokenizer.end_of_text_id)
+        counted = f"{len(ids)} documents, {dropped} tokens in the last partial row left out"
+        print(f"{name}: {read_line(bad_rows)}{counted}", flush=True)
+        rows[name] = select(lm_batch(packed), PACKED)
     return rows

@@ -55,7 +55,8 @@ def make_experience(config, score, scalar):
         metrics = {
             "objective/kl": kl_B.mean(),
             "objective/entropy": (entropies * mask).sum(1).mean(),
-            "objective/scores": raw_scores.mean(),
+            "objective/scores": scores.mean(),
+            "objective/raw_scores": raw_scores.mean(),
             "objective/non_score_reward": rewards.sum(1).mean() - scores.mean(),
             "objective/rlhf_reward": rewards.sum(1).mean(),
             "objective/kl_coef": kl_coef,

@@ -7,6 +7,7 @@ Legend: B batch, L length.
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -17,13 +18,16 @@ from gptjax.data.mixture import Mixture
 from gptjax.evaluation.perplexity import mean_loss
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel
+from gptjax.ranges import BelowOne, Count, Natural, Seed, SomeWeights, Weights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.dialogue_rows import dialogue_rows, text_name, text_rows
-from gptjax.stages.handover import load_model, save_model
+from gptjax.stages.handover import check_fit, load_model, save_model
+from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import count_tokens, make_language_loss, make_sum_loss
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
+from gptjax.training.metrics import seconds_spent
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import make_train_step
 
@@ -46,31 +50,35 @@ class FinetuneConfig:
     """
 
     base: str = ""
-    dialogues: dict[str, float]
-    text: dict[str, float] = Field(default_factory=dict)
-    rewordings: int = 0
+    dialogues: SomeWeights
+    text: Weights = Field(default_factory=dict)
+    rewordings: Natural = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
-    dropout: float = 0.0
-    length: int
-    batch_size: int
-    steps: int
-    accumulate: int = 1
-    save_every: int = 500
-    seed: int = 0
+    dropout: BelowOne = 0.0
+    length: Count
+    batch_size: Count
+    steps: Count
+    accumulate: Count = 1
+    save_every: Count = 500
+    seed: Seed = 0
 
     def __post_init__(self):
         check_batch(self.batch_size, self.mesh, self.accumulate)
 
 
-def run(config: FinetuneConfig, folder: Path) -> None:
-    """Fine-tunes the base model and leaves the assistant in `folder`."""
-    folder = open_run(folder, config)
+def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
+    """Fine-tunes the base model and leaves the assistant in `folder`.
+
+    `may_change` names keys that may differ from an earlier start in this folder.
+    """
+    folder = open_run(folder, config, may_change=may_change)
     if stage_done(folder):
         print(f"finetune: already done in {folder}")
         return
-    started, mesh = time.monotonic(), make_mesh(config.mesh)
-    base = load_model(config.base, mesh)
+    started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    base = load_model(config.base, mesh, "language")
+    check_fit({"length": config.length}, {config.base: base})
     layout = {"tokenizer": base.tokenizer, "length": config.length}
     named = {"stage": "finetune", "seed": config.seed}
     rows = dialogue_rows(config.dialogues, "train", rewordings=config.rewordings, **named, **layout)
@@ -97,12 +105,13 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         steps=config.steps,
         save_every=config.save_every,
         eval_every=0,
-        identity={"tokenizer": base.tokenizer.hash},
+        identity={"tokenizer": base.tokenizer.hash, "base": base.digest},
         tokens_per_step=tokens_per_step,
         flops_per_token=matmul_flops_per_token(definition, config.length),
         devices=config.mesh.size,
+        started=started,
     )
-    state = run_loop(state, compile_step(step, mesh), batch_at, jax.random.key(config.seed), settings)
+    state = run_loop(state, compile_step(step, mesh), batch_at, stage_key(config.seed, "finetune"), settings)
 
     figures = {
         name: mean_loss(sum_loss, state.params, source, config.batch_size) for name, source in heldout.items()

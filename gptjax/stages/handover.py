@@ -1,11 +1,14 @@
 """What one stage hands to the next: a model's configuration, its parameters and its tokenizer."""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.tokenizers import Tokenizer
@@ -26,11 +29,22 @@ class TrainedModel:
         definition: what it is.
         params: its numbers.
         tokenizer: the only tokenizer whose ids it understands.
+        digest: sha256 of the parameters as they were saved.
     """
 
     definition: ModelDefinition
     params: Params
     tokenizer: Tokenizer
+    digest: str
+
+
+def parameter_digest(params: Params) -> str:
+    """sha256 over names and bytes of all parameters, in hexadecimal, whatever their layout on devices."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def save_model(folder: Path, kind: str, config, params: Params, tokenizer: Tokenizer) -> None:
@@ -48,7 +62,12 @@ def save_model(folder: Path, kind: str, config, params: Params, tokenizer: Token
     target.mkdir(parents=True)
     save_tree(target / "params", params)
     tokenizer.save(target / "tokenizer.model")
-    facts = {"kind": kind, "config": to_json(config), "tokenizer_hash": tokenizer.hash}
+    facts = {
+        "kind": kind,
+        "config": to_json(config),
+        "tokenizer_hash": tokenizer.hash,
+        "digest": parameter_digest(params),
+    }
     write_json_atomic(target / "model.json", facts)
 
 
@@ -58,11 +77,51 @@ def model_kind(folder: str | Path) -> str | None:
     return json.loads(facts.read_text("utf-8"))["kind"] if facts.exists() else None
 
 
-def load_model(folder: str | Path, mesh: jax.sharding.Mesh) -> TrainedModel:
-    """Reads the model a stage left in its run folder, laid out on the mesh.
+def too_long(lengths: Mapping[str, int], context_length: int) -> str:
+    """The sentence for the first of the named lengths that is beyond the context; "" when all fit."""
+    for name, length in lengths.items():
+        if length > context_length:
+            return (
+                f"{name} = {length} is longer than the model's context_length = {context_length}: lower it, "
+                "or pretrain with a longer context"
+            )
+    return ""
+
+
+def check_fit(lengths: Mapping[str, int], models: Mapping[str, TrainedModel]) -> None:
+    """Refuses models that cannot read these lengths, or not each other's tokens.
+
+    Args:
+        lengths: key of the configuration -> tokens.
+        models: run folder -> what it holds.
 
     Raises:
-        ConfigError: there is no finished model, or its tokenizer is not the one it was trained with.
+        ConfigError: naming the key, or both folders.
+    """
+    first, *_ = models
+    for folder, model in models.items():
+        sentence = too_long(lengths, model.definition.config.context_length)
+        if sentence:
+            raise ConfigError(sentence)
+        if model.tokenizer.hash != models[first].tokenizer.hash:
+            raise ConfigError(
+                f"the models of {first} and {folder} have different tokenizers "
+                f"({models[first].tokenizer.hash[:16]}... and {model.tokenizer.hash[:16]}...): use "
+                "models that come of the same pretraining"
+            )
+
+
+def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = None) -> TrainedModel:
+    """Reads the model a stage left in its run folder, laid out on the mesh.
+
+    Args:
+        folder: a stage's run folder.
+        mesh: from `make_mesh`.
+        kind: "language" or "scalar"; None takes either.
+
+    Raises:
+        ConfigError: there is no finished model, it is of another kind, or its tokenizer is not the one it was
+            trained with.
     """
     if not str(folder):
         raise ConfigError(
@@ -72,6 +131,11 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh) -> TrainedModel:
     if not (source / "model.json").exists():
         raise ConfigError(f"{folder} holds no finished model: run the stage that makes it first")
     facts = json.loads((source / "model.json").read_text("utf-8"))
+    if kind not in (None, facts["kind"]):
+        raise ConfigError(
+            f"{folder} holds a {facts['kind']} model where a {kind} model is needed: name the run folder of "
+            + ("a reward model" if kind == "scalar" else "a pretrained or fine-tuned model")
+        )
     tokenizer = Tokenizer.load(source / "tokenizer.model")
     if tokenizer.hash != facts["tokenizer_hash"]:
         raise ConfigError(
@@ -85,4 +149,5 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh) -> TrainedModel:
         definition.abstract,
         shardings,
     )
-    return TrainedModel(definition, load_tree(source / "params", abstract), tokenizer)
+    params = load_tree(source / "params", abstract)
+    return TrainedModel(definition, params, tokenizer, facts["digest"])

@@ -6,7 +6,9 @@ Read top to bottom: configuration, state, experience, updates, run.
 Legend: B prompts of an iteration, T response slots, L tokens of a text row.
 """
 
+import dataclasses
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +19,13 @@ import numpy as np
 from pydantic import Field
 
 from gptjax.config import configclass
+from gptjax.errors import require
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.losses.ppo import ratio_variance
 from gptjax.losses.rewards import update_kl_coefficient
-from gptjax.models.functional import matmul_flops_per_token
+from gptjax.models.functional import ModelDefinition
+from gptjax.models.heads import LanguageModel
+from gptjax.ranges import BelowOne, Count, Fraction, Natural, NonNegative, Positive, Seed, Weights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, replicated
 from gptjax.stages.experience import (
@@ -30,13 +35,15 @@ from gptjax.stages.experience import (
     make_score,
     make_value_loss,
 )
-from gptjax.stages.handover import load_model, save_model
-from gptjax.stages.ppo_data import prompt_rows, ptx_rows, read_prompts
+from gptjax.stages.handover import check_fit, load_model, save_model
+from gptjax.stages.keys import stage_key
+from gptjax.stages.ppo_data import ppo_lengths, prompt_rows, ptx_rows, read_prompts
 from gptjax.stages.ppo_evaluation import evaluate_policies
 from gptjax.stages.rollout import draw, reward_scores
-from gptjax.stages.self_check import check_identities
+from gptjax.stages.self_check import check_first_ratio, check_identities
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
+from gptjax.training.metrics import read_metrics, seconds_spent
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import TrainState, make_train_step
 
@@ -77,37 +84,37 @@ class PpoConfig:
     reward: str = ""
     prompts: str = "ratings"
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=32)
-    prompt_length: int = 48
-    iterations: int
-    batch_size: int
-    epochs: int = 1
-    minibatches: int = 4
-    accumulate: int = 1
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    value_clip: float = 0.2
-    kl_coef: float = 0.02
+    prompt_length: Count = 48
+    iterations: Count
+    batch_size: Count
+    epochs: Count = 1
+    minibatches: Count = 4
+    accumulate: Count = 1
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 0.95
+    clip: Positive = 0.2
+    value_clip: Positive = 0.2
+    kl_coef: NonNegative = 0.02
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    kl_target: float | None = None
-    kl_horizon: float = 10_000.0
+    kl_target: Positive | None = None
+    kl_horizon: Positive = 10_000.0
     whiten_rewards: bool = False
     missing_eos: Literal["replace", "subtract"] = "subtract"
-    missing_eos_penalty: float = 1.0
-    ptx_coef: float = 0.0
-    ptx_rows: int = 8
-    ptx_length: int = 128
-    corpora: dict[str, float]
-    dialogues: dict[str, float] = Field(default_factory=dict)
-    rewordings: int = 0
-    ema_decay: float = 0.992
+    missing_eos_penalty: NonNegative = 1.0
+    ptx_coef: NonNegative = 0.0
+    ptx_rows: Count = 8
+    ptx_length: Count = 128
+    corpora: Weights
+    dialogues: Weights = Field(default_factory=dict)
+    rewordings: Natural = 0
+    ema_decay: BelowOne = 0.992
     optimizer: OptimizerConfig = OptimizerConfig()
     value_optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
-    save_every: int = 10
-    eval_prompts: int = 256
-    eval_bytes: int = 40_000
-    seed: int = 0
+    save_every: Count = 10
+    eval_prompts: Count = 256
+    eval_bytes: Count = 40_000
+    seed: Seed = 0
 
     def __post_init__(self):
         if self.batch_size % self.minibatches:
@@ -152,6 +159,7 @@ def minibatch_order(config: PpoConfig, iteration: int) -> np.ndarray:
 def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, reward, texts, mesh):
     """`iteration(state, prompts, key) -> (state, metrics)`: rollout, experience, all updates."""
     policy_optimizer, value_optimizer = make_optimizers(config, language, scalar)
+    dtype = language.config.compute_dtype
 
     def request_keys(key, step):
         return jax.random.split(jax.random.fold_in(key, step), config.batch_size)
@@ -189,13 +197,18 @@ def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, re
             made, metrics = experience(
                 state.policy.params, state.critic.params, reference, reward, rollout, state.kl_coef
             )
-        if number == 0:
-            keys = jnp.stack([request_keys(rollout_key, i) for i in (0, 1)])
-            scores = jax.jit(reward_scores, static_argnums=0)(scalar, reward, rollout)
-            dtype = language.config.compute_dtype
-            metrics |= check_identities(
-                lambda *given: score(*given)[0], state.policy.params, reference, rollout, scores, keys, dtype
-            )
+            if number == 0:
+                keys = jnp.stack([request_keys(rollout_key, i) for i in (0, 1)])
+                scores = jax.jit(reward_scores, static_argnums=0)(scalar, reward, rollout)
+                metrics |= check_identities(
+                    lambda *given: score(*given)[0],
+                    state.policy.params,
+                    reference,
+                    rollout,
+                    scores,
+                    keys,
+                    dtype,
+                )
         policy, critic, ema, parts = state.policy, state.critic, state.ema, []
         for index in minibatch_order(config, number):
             batch = {"experience": take(made, index)}
@@ -206,8 +219,10 @@ def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, re
             value_metrics = {"val/gradient_norm": value_metrics.pop("gradient_norm")} | value_metrics
             skipped = jnp.maximum(policy_metrics["skipped"], value_metrics["skipped"])
             parts.append(value_metrics | policy_metrics | {"skipped": skipped})
+            if number == 0 and len(parts) == 1:
+                metrics |= check_first_ratio(policy_metrics, dtype)
         updates = {name: jnp.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        updates["skipped"] = parts[-1]["skipped"]
+        updates["skipped"] = jnp.stack([part["skipped"] for part in parts]).max()
         updates["val/ratio_var"] = ratio_variance(updates["val/ratio"], updates.pop("val/ratio_spread"))
         kl_coef = state.kl_coef
         if config.kl_target is not None:
@@ -228,15 +243,22 @@ def make_optimizers(config: PpoConfig, language, scalar):
     )
 
 
-def run(config: PpoConfig, folder: Path) -> None:
-    """Aligns the policy with the reward model and leaves it in `folder`."""
-    folder = open_run(folder, config)
+def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
+    """Aligns the policy with the reward model and leaves it in `folder`.
+
+    `may_change` names keys that may differ from an earlier start in this folder.
+    """
+    folder = open_run(folder, config, may_change=may_change)
     if stage_done(folder):
         print(f"ppo: already done in {folder}")
         return
-    started, mesh = time.monotonic(), make_mesh(config.mesh)
-    base, reward = load_model(config.policy, mesh), load_model(config.reward, mesh)
-    tokenizer, language, scalar = base.tokenizer, base.definition, reward.definition
+    require("vaderSentiment")
+    started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    base, reward = load_model(config.policy, mesh, "language"), load_model(config.reward, mesh, "scalar")
+    check_fit(ppo_lengths(config), {config.policy: base, config.reward: reward})
+    # Without dropout: with it the ratio of the first pass would not be 1.
+    language = ModelDefinition(LanguageModel, dataclasses.replace(base.definition.config, dropout=0.0))
+    tokenizer, scalar = base.tokenizer, reward.definition
     prompts = prompt_rows(read_prompts(config.prompts, "train", config.seed), tokenizer, config)
     texts = ptx_rows(config, tokenizer) if config.ptx_coef else None
 
@@ -255,23 +277,24 @@ def run(config: PpoConfig, folder: Path) -> None:
     def batch_at(number):
         return place(prompts(number), mesh)
 
-    length = config.prompt_length + config.sampling.max_new_tokens
     settings = LoopSettings(
         stage="ppo",
         folder=folder,
         steps=config.iterations,
         save_every=config.save_every,
         eval_every=0,
-        identity={"tokenizer": tokenizer.hash},
+        identity={"tokenizer": tokenizer.hash, "policy": base.digest, "reward": reward.digest},
         tokens_per_step=config.batch_size * config.sampling.max_new_tokens,
-        flops_per_token=matmul_flops_per_token(language, length),
+        flops_per_token=None,  # most of the work is not training: sampling, and four models that read
         devices=config.mesh.size,
+        started=started,
     )
-    state = run_loop(state, iteration, batch_at, jax.random.key(config.seed), settings)
+    state = run_loop(state, iteration, batch_at, stage_key(config.seed, "ppo"), settings)
 
     final = state.ema if config.ema_decay else state.policy.params
     figures = evaluate_policies(config, base, reward, final, folder)
     save_model(folder, "language", language.config, final, tokenizer)
     seconds = time.monotonic() - started
-    tokens = config.iterations * config.batch_size * config.sampling.max_new_tokens
+    lengths = [row["val/response_length"] for row in read_metrics(folder / "metrics.jsonl")]
+    tokens = round(sum(lengths) * config.batch_size)
     mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})

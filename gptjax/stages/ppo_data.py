@@ -6,12 +6,26 @@ from gptjax.data.chat import Messages, render_prompt
 from gptjax.data.mixture import Mixture
 from gptjax.data.quality import BadRows, DataError
 from gptjax.generation.decode import left_pad
-from gptjax.stages.dialogue_rows import dialogue_rows, read_source, text_name, text_rows
+from gptjax.stages.dialogue_rows import dialogue_rows, read_line, read_source, text_name, text_rows
+
+
+def ppo_lengths(config) -> dict[str, int]:
+    """Keys of a `PpoConfig` -> tokens of the longest sequences that its models read."""
+    longest = config.prompt_length + config.sampling.max_new_tokens
+    return {"prompt_length + sampling.max_new_tokens": longest} | (
+        {"ptx_length": config.ptx_length} if config.corpora else {}
+    )
 
 
 def read_prompts(source: str, split: str, seed: int) -> list[Messages]:
-    """Messages up to the last user turn of every dialogue of a source and split."""
-    return [messages[:-1] for messages in read_source(source, split, BadRows(), seed)]
+    """Messages up to the last user turn of every dialogue of a source and split.
+
+    Prints what of a file was left out. Raises DataError as `read_source` does.
+    """
+    bad_rows = BadRows()
+    prompts = [messages[:-1] for messages, _ in read_source(source, split, bad_rows, seed)]
+    print(f"ppo: {source} ({split}): {read_line(bad_rows)}{len(prompts)} dialogues", flush=True)
+    return prompts
 
 
 def encode_prompts(prompts: list[Messages], tokenizer, longest: int) -> list[list[int]]:

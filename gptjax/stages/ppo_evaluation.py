@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.data.chat import Messages
 from gptjax.data.corpora import read_documents
+from gptjax.data.quality import BadRows
 from gptjax.evaluation.judge import distinct_n, lexicon_scores
 from gptjax.evaluation.perplexity import first_bytes, heldout_rows, mean_loss
-from gptjax.generation.decode import left_pad, request_keys
+from gptjax.generation.decode import left_pad
 from gptjax.stages.handover import TrainedModel
+from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import make_sum_loss
 from gptjax.stages.ppo_data import encode_prompts, read_prompts
 from gptjax.stages.rollout import Rollout, draw, response_log_probs, reward_scores
@@ -27,12 +30,10 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
         KL of the policy to the reference in nats per reply.
     """
     tokenizer, language = base.tokenizer, base.definition
-    messages = read_prompts(config.prompts, "heldout", config.seed)
-    order = np.random.default_rng(config.seed).permutation(len(messages))
-    prompts = encode_prompts([messages[i] for i in order], tokenizer, config.prompt_length)
+    prompts = encode_prompts(heldout_prompts(config), tokenizer, config.prompt_length)
     prompts = prompts[: config.eval_prompts]
     tokens, mask = left_pad(prompts, tokenizer.pad_id, config.prompt_length)
-    keys = request_keys(np.arange(len(prompts)))
+    keys = jax.random.split(stage_key(config.seed, "ppo evaluation"), len(prompts))
     temperature = config.sampling.temperature
 
     @jax.jit
@@ -69,6 +70,19 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
     return figures
 
 
+def heldout_prompts(config) -> list[Messages]:
+    """The held-out prompts in random order; those that occur before or in training come last."""
+    messages = read_prompts(config.prompts, "heldout", config.seed)
+    seen = {json.dumps(prompt) for prompt in read_prompts(config.prompts, "train", config.seed)}
+    new, known = [], []
+    for i in np.random.default_rng(config.seed).permutation(len(messages)):
+        text = json.dumps(messages[i])
+        (known if text in seen else new).append(messages[i])
+        seen.add(text)
+    print(f"ppo: {len(new)} held-out prompts are new, {len(known)} occur elsewhere and come last", flush=True)
+    return new + known
+
+
 def texts_of(rollout: Rollout, tokenizer) -> list[str]:
     """The replies as text, without their end-of-message token."""
     lengths = np.asarray(rollout.mask).sum(1).astype(int) - np.asarray(rollout.ended)
@@ -82,11 +96,12 @@ def held_out_text_loss(config, base: TrainedModel):
     """`loss(params) -> {"text_loss": nats per token}` on the held-out text of `config.corpora`."""
     if not config.corpora:
         return lambda params: {}
-    texts = [
-        text
-        for name in config.corpora
-        for text in first_bytes([d.text for d in read_documents(name, split="heldout")], config.eval_bytes)
-    ]
+    texts = []
+    for name in config.corpora:
+        bad_rows = BadRows()
+        documents = read_documents(name, split="heldout", bad_rows=bad_rows)
+        print(f"ppo: held-out text of {name}: {bad_rows.summary()}", flush=True)
+        texts += first_bytes([d.text for d in documents], config.eval_bytes)
     rows = heldout_rows(texts, base.tokenizer, config.ptx_length)
     sum_loss = make_sum_loss(base.definition)
     return lambda params: {"text_loss": mean_loss(sum_loss, params, rows, 16)}

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gptjax.config import configclass
+from gptjax.config import ConfigError, configclass
 from gptjax.data.corpora import Document, read_documents
 from gptjax.data.mixture import Mixture
 from gptjax.data.packing import lm_batch, pack_documents
@@ -27,12 +27,15 @@ from gptjax.evaluation.perplexity import (
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel
 from gptjax.models.transformer import DecoderConfig
+from gptjax.ranges import Count, Natural, NonNegative, Seed, SomeWeights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.handover import save_model
+from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import PLAIN, count_tokens, make_language_loss, make_sum_loss, select
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
+from gptjax.training.metrics import seconds_spent
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import make_train_step
 
@@ -60,20 +63,20 @@ class PretrainConfig:
     """
 
     model: DecoderConfig
-    corpora: dict[str, float]
+    corpora: SomeWeights
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     tokenizer: str | None = None
-    length: int
-    batch_size: int
-    steps: int
-    accumulate: int = 1
-    z_loss: float = 0.0
-    loss_chunk: int = 1024
-    save_every: int = 500
-    eval_every: int = 100
-    heldout_bytes: int = 1_000_000
-    seed: int = 0
+    length: Count
+    batch_size: Count
+    steps: Count
+    accumulate: Count = 1
+    z_loss: NonNegative = 0.0
+    loss_chunk: Count = 1024
+    save_every: Count = 500
+    eval_every: Natural = 100
+    heldout_bytes: Count = 1_000_000
+    seed: Seed = 0
 
     def __post_init__(self):
         check_batch(self.batch_size, self.mesh, self.accumulate)
@@ -84,12 +87,23 @@ class PretrainConfig:
 
 
 def train_tokenizer(config: PretrainConfig, folder: Path, documents: dict[str, list[Document]]) -> Tokenizer:
-    """The run's tokenizer: the stored one, the configured one, or one trained on the training text alone."""
+    """The run's tokenizer: the stored one, the configured one, or one trained on the training text alone.
+
+    Raises:
+        ConfigError: the stored or the configured one has another number of ids than the model.
+    """
     stored = folder / "tokenizer.model"
-    if stored.exists():
-        return Tokenizer.load(stored)
-    if config.tokenizer:
-        tokenizer = Tokenizer.load(config.tokenizer)
+    found = stored if stored.exists() else config.tokenizer
+    if found:
+        tokenizer = Tokenizer.load(found)
+        if tokenizer.vocab_size != config.model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer {found} has {tokenizer.vocab_size} ids, but model.vocab_size = "
+                f"{config.model.vocab_size}: set model.vocab_size to {tokenizer.vocab_size}, or name another "
+                "tokenizer"
+            )
+        if found == stored:
+            return tokenizer
     else:
         tokenizer = Tokenizer.train(weighted_texts(documents, config.corpora), config.model.vocab_size)
     # Renamed when whole: a kill while it is written must not leave half a tokenizer behind.
@@ -160,7 +174,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     if stage_done(folder):
         print(f"pretrain: already done in {folder}")
         return
-    started, mesh = time.monotonic(), make_mesh(config.mesh)
+    started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
     bad_rows = BadRows()
     train = {name: read_documents(name, split="train", bad_rows=bad_rows) for name in config.corpora}
     heldout = {name: read_documents(name, split="heldout") for name in config.corpora}
@@ -172,7 +186,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
 
     definition = ModelDefinition(LanguageModel, config.model)
     optimizer = make_optimizer(config.optimizer, config.steps, definition.axes)
-    key = jax.random.key(config.seed)
+    key = stage_key(config.seed, "pretrain")
     state = create_state(definition, optimizer, mesh, key=jax.random.fold_in(key, 0))
     loss_fn = make_language_loss(definition, z_loss=config.z_loss, chunk=config.loss_chunk)
     step = make_train_step(loss_fn, count_tokens, optimizer, accumulate=config.accumulate)
@@ -196,6 +210,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         tokens_per_step=tokens_per_step,
         flops_per_token=matmul_flops_per_token(definition, config.length),
         devices=config.mesh.size,
+        started=started,
     )
     sum_loss = make_sum_loss(definition)
     glance = glance_rows(heldout, tokenizer, config)

@@ -8,6 +8,7 @@ Legend: G groups (prompts), K completions of a group, R rows, L length.
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -15,23 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.config import configclass
-from gptjax.data.preferences import RankedArrays, RankedReplies, encode_ranked, pack_ranked, read_preferences
+from gptjax.data.preferences import RankedArrays, RankedReplies, encode_ranked, pack_ranked
 from gptjax.data.quality import BadRows
-from gptjax.data.ratings import load_ratings, ranked_replies, split_ratings
+from gptjax.data.ratings import load_ratings, split_ratings
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.errors import require
 from gptjax.evaluation import calibration
 from gptjax.losses.ranking import pair_matrix, ranking_loss
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import ScalarModel
+from gptjax.ranges import BelowOne, Count, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.handover import load_model, save_model
+from gptjax.stages.handover import check_fit, load_model, save_model
+from gptjax.stages.keys import stage_key
+from gptjax.stages.reward_data import read_groups, rows_needed
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
+from gptjax.training.metrics import seconds_spent
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import make_train_step
 
-# Enough replies that their mean reward is known to a hundredth.
+# About 1,600 replies: the mean of rewards that spread by 1 is known to 0.03.
 CENTRING_PROMPTS = 256
 
 
@@ -56,20 +62,20 @@ class RewardConfig:
 
     base: str = ""
     source: str = "ratings"
-    groups: int = 3000
-    k_min: int = 4
-    k_max: int = 9
-    margin_scale: float = 0.0
-    clear_gap: float = 1.0
+    groups: Count = 3000
+    k_min: Count = 4
+    k_max: Count = 9
+    margin_scale: NonNegative = 0.0
+    clear_gap: NonNegative = 1.0
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
-    dropout: float = 0.0
-    length: int
-    batch_size: int
-    epochs: int = 1
-    accumulate: int = 1
-    save_every: int = 200
-    seed: int = 0
+    dropout: BelowOne = 0.0
+    length: Count
+    batch_size: Count
+    epochs: Count = 1
+    accumulate: Count = 1
+    save_every: Count = 200
+    seed: Seed = 0
 
     def __post_init__(self):
         check_batch(self.batch_size, self.mesh, self.accumulate)
@@ -77,20 +83,6 @@ class RewardConfig:
             raise ValueError(
                 f"k_min = {self.k_min} and k_max = {self.k_max} must satisfy 2 <= k_min <= k_max"
             )
-
-
-def read_groups(config: RewardConfig) -> tuple[list[RankedReplies], list[RankedReplies]]:
-    """Training and held-out rankings."""
-    if config.source == "ratings":
-        train, heldout = split_ratings(load_ratings())
-        sizes = {"k_min": config.k_min, "k_max": config.k_max}
-        train_groups = ranked_replies(train, groups=config.groups, seed=config.seed, **sizes)
-        count = max(1, len(train_groups) * len(heldout) // len(train))
-        return train_groups, ranked_replies(heldout, groups=count, seed=config.seed + 1, **sizes)
-    bad_rows = BadRows()
-    groups = read_preferences(config.source, bad_rows)
-    print(f"reward: {bad_rows.summary()}")
-    return [g for i, g in enumerate(groups) if i % 10], groups[::10]
 
 
 def completion_rewards(definition: ModelDefinition, params, batch, key=None) -> jax.Array:
@@ -123,19 +115,10 @@ def score_all(definition: ModelDefinition, params, arrays: RankedArrays, config:
     program = jax.jit(lambda p, batch: completion_rewards(definition, p, batch))
     order = np.arange(-(-len(arrays.tokens) // config.batch_size) * config.batch_size)
     index = np.minimum(order, len(arrays.tokens) - 1).reshape(-1, config.batch_size)
-    rows = rows_needed(arrays, index, config)
-    parts = [
-        np.asarray(program(params, pack_ranked(arrays, i, config.length, rows, config.accumulate)))
-        for i in index
-    ]
+    # One part: with micro-batches `end_row` would count within each of them.
+    rows = rows_needed(arrays, index, config.length, 1, config.mesh)
+    parts = [np.asarray(program(params, pack_ranked(arrays, i, config.length, rows))) for i in index]
     return np.concatenate(parts)[: len(arrays.tokens)] * (arrays.lengths > 0)
-
-
-def rows_needed(arrays: RankedArrays, index: np.ndarray, config: RewardConfig) -> int:
-    """Rows that every batch of `index` `[batches, batch_size]` fits in, divisible over the mesh."""
-    parts = config.mesh.batch_shards * config.accumulate
-    most = max(len(pack_ranked(arrays, i, config.length, None, config.accumulate)["tokens"]) for i in index)
-    return -(-most // parts) * parts
 
 
 def evaluate(rewards_GxK: np.ndarray, arrays: RankedArrays, config: RewardConfig) -> dict:
@@ -181,22 +164,28 @@ def bag_of_words_accuracy(groups: list[RankedReplies], arrays: RankedArrays, con
     return calibration.pair_accuracy(values, calibration.make_pairs(arrays.scores, valid, config.clear_gap))
 
 
-def run(config: RewardConfig, folder: Path) -> None:
-    """Trains the reward model and leaves it, centred on the demonstrations, in `folder`."""
-    folder = open_run(folder, config)
+def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
+    """Trains the reward model and leaves it, centred on the demonstrations, in `folder`.
+
+    `may_change` names keys that may differ from an earlier start in this folder.
+    """
+    folder = open_run(folder, config, may_change=may_change)
     if stage_done(folder):
         print(f"reward: already done in {folder}")
         return
-    started, mesh = time.monotonic(), make_mesh(config.mesh)
-    base = load_model(config.base, mesh)
+    if config.source == "ratings":
+        require("sklearn")
+    started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    base = load_model(config.base, mesh, "language")
+    check_fit({"length": config.length}, {config.base: base})
     train_groups, heldout_groups = read_groups(config)
     train = encode(train_groups, base.tokenizer, config, "training rankings")
     heldout = encode(heldout_groups, base.tokenizer, config, "held-out rankings")
     order = epoch_order(train.lengths.sum(1), config)
-    rows = rows_needed(train, order, config)
+    rows = rows_needed(train, order, config.length, config.accumulate, config.mesh)
 
     definition = ModelDefinition(ScalarModel, trunk_config(base.definition.config, config.dropout))
-    key = jax.random.key(config.seed)
+    key = stage_key(config.seed, "reward")
     params = jax.jit(definition.initialise)(jax.random.fold_in(key, 0)) | {"decoder": base.params["decoder"]}
     steps = len(order)
     optimizer = make_optimizer(config.optimizer, steps, definition.axes)
@@ -217,17 +206,19 @@ def run(config: RewardConfig, folder: Path) -> None:
         steps=steps,
         save_every=config.save_every,
         eval_every=0,
-        identity={"tokenizer": base.tokenizer.hash},
+        identity={"tokenizer": base.tokenizer.hash, "base": base.digest},
         tokens_per_step=rows * config.length,
         flops_per_token=matmul_flops_per_token(definition, config.length),
         devices=config.mesh.size,
+        started=started,
     )
     state = run_loop(state, compile_step(step, mesh), batch_at, jax.random.fold_in(key, 1), settings)
 
     figures = evaluate(score_all(definition, state.params, heldout, config), heldout, config)
     if config.source == "ratings":
         figures["bag_of_words_clear"] = bag_of_words_accuracy(heldout_groups, heldout, config)
-    # The bias makes an average demonstration worth 0, so that rewards mean "better or worse than the data".
+    # The bias makes an average training completion worth 0, so that rewards mean "better or worse than the
+    # data". Of the rated texts every one is a demonstration of fine-tuning as well.
     sample = RankedArrays(*(array[:CENTRING_PROMPTS] for array in train))
     mean = score_all(definition, state.params, sample, config)[sample.lengths > 0].mean()
     params = state.params | {"bias": state.params["bias"] - mean}

@@ -10,9 +10,11 @@ import numpy as np
 
 from gptjax.config import configclass
 from gptjax.data.chat import Messages, read_dialogues
+from gptjax.errors import require
 from gptjax.evaluation.judge import on_topic
 from gptjax.generation.engine import TextEngine
 from gptjax.generation.sampling import SamplingConfig
+from gptjax.ranges import Seed
 from gptjax.runs import mark_done, open_run, read_done, stage_done, write_json_atomic
 from gptjax.serving.chat_model import ChatModel
 from gptjax.sharding.mesh import make_mesh
@@ -22,6 +24,7 @@ from gptjax.stages.handover import load_model
 from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
+from gptjax.stages.road_checks import HANDED_OVER, check_settings, check_sources
 
 
 @configclass
@@ -34,12 +37,15 @@ class RoadConfig:
         chat_sampling: how chat replies are drawn when they are judged.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     pretrain: PretrainConfig
     finetune: FinetuneConfig
     reward: RewardConfig
     ppo: PpoConfig
     chat_sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=48)
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 def stage_configs(config: RoadConfig, folder: Path) -> dict[str, tuple]:
@@ -60,14 +66,22 @@ def stage_configs(config: RoadConfig, folder: Path) -> dict[str, tuple]:
 
 
 def run(config: RoadConfig, folder: Path) -> None:
-    """Runs what is not done yet, then judges, reports and says what to try next."""
+    """Runs what is not done yet, then judges, reports and says what to try next.
+
+    Raises:
+        DataError: a source that a stage still to be run names is not there.
+    """
     from gptjax.evaluation.report import result_table, write_report
 
     folder = open_run(folder, config)
     stages = stage_configs(config, folder)
+    require("yaml", "chatterbot_corpus", "vaderSentiment", "matplotlib")
+    check_sources(config, [name for name in stages if not stage_done(folder / name)])
     for number, (name, (stage, stage_config)) in enumerate(stages.items(), 1):
         print(f"\n[{number}/{len(stages)}] {name}", flush=True)
-        stage.run(stage_config, folder / name)
+        # Where the road lies is no setting: its folder may be moved, or be written in another way.
+        places = {} if name == "pretrain" else {"may_change": HANDED_OVER}
+        stage.run(stage_config, folder / name, **places)
     if not stage_done(folder):
         print("\njudging the result", flush=True)
         write_json_atomic(folder / "results.json", judge(config, folder))
@@ -206,4 +220,6 @@ def side_by_side(config: RoadConfig, models: dict[str, ChatModel], questions: in
 def reward_against_kl(metrics: Path) -> list[dict]:
     """KL to the reference and mean score of every PPO iteration."""
     rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
-    return [{"kl": r["objective/kl"], "score": r["objective/scores"]} for r in rows if "objective/kl" in r]
+    return [
+        {"kl": r["objective/kl"], "score": r["objective/raw_scores"]} for r in rows if "objective/kl" in r
+    ]

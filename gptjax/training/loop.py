@@ -1,18 +1,17 @@
 """The loop around a step: resume, log, evaluate, save, stop cleanly."""
 
+import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
-from gptjax.errors import UserError
+from gptjax.errors import RESUBMIT, UserError
 from gptjax.training.checkpoint import Checkpoints
 from gptjax.training.metrics import MetricsWriter, Progress, peak_flops_per_device
 
-RESUBMIT = 75
 SKIPS_ALLOWED = 3
 
 
@@ -37,7 +36,7 @@ class StopSignal:
 
     def _handle(self, *_):
         if self.received:
-            sys.exit(RESUBMIT)
+            os._exit(RESUBMIT)
         self.received = True
 
 
@@ -53,8 +52,9 @@ class LoopSettings:
         eval_every: steps between evaluations; 0 evaluates never.
         identity: facts every checkpoint must share, such as the tokenizer's hash.
         tokens_per_step: for tokens/s.
-        flops_per_token: for the share of the peak, where the peak is known.
+        flops_per_token: for the share of the peak, where the peak is known; None shows no share.
         devices: number of devices the step runs on.
+        started: see `MetricsWriter`.
     """
 
     stage: str
@@ -64,8 +64,9 @@ class LoopSettings:
     eval_every: int
     identity: dict[str, str]
     tokens_per_step: int
-    flops_per_token: float
+    flops_per_token: float | None
     devices: int = 1
+    started: float | None = None
 
 
 def peak_flops(devices: int) -> float | None:
@@ -103,7 +104,7 @@ def run_loop(
     start = int(state.step)
     if start:
         print(f"{settings.stage}: resumed at step {start} of {settings.steps}", flush=True)
-    writer = MetricsWriter(settings.folder)
+    writer = MetricsWriter(settings.folder, settings.started)
     writer.truncate_after(start)
     progress = Progress(
         settings.steps,

@@ -35,12 +35,18 @@ def peak_flops_per_device(device_kind: str) -> float | None:
 class MetricsWriter:
     """Writes metrics as lines of `metrics.jsonl` and as TensorBoard files; only process 0 writes.
 
-    A line is `{"step", "stage", "time" (seconds since 1970), name: number, ...}`. Numbers that are not finite
-    are written as the strings "nan", "inf" and "-inf", because JSON has no such numbers.
+    A line is `{"step", "stage", "time" (seconds since 1970), "elapsed" (seconds the stage has worked), name:
+    number, ...}`. Numbers that are not finite are written as the strings "nan", "inf" and "-inf", because
+    JSON has no such numbers.
+
+    Args:
+        folder: of the run.
+        started: `time.monotonic()` when the stage began, less what interrupted attempts took; None is now.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, started: float | None = None):
         self.path = Path(folder) / "metrics.jsonl"
+        self._started = time.monotonic() if started is None else started
         self._tensorboard = None
         self._purge_step = None
         self._active = jax.process_index() == 0
@@ -66,7 +72,8 @@ class MetricsWriter:
         if not self._active:
             return
         numbers = {name: float(value) for name, value in metrics.items()}
-        line = {"step": int(step), "stage": stage, "time": round(time.time(), 3)}
+        elapsed = round(time.monotonic() - self._started, 3)
+        line = {"step": int(step), "stage": stage, "time": round(time.time(), 3), "elapsed": elapsed}
         line |= {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -95,6 +102,12 @@ def read_metrics(path: str | Path) -> list[dict]:
     lines = Path(path).read_text("utf-8").splitlines(keepends=True)
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
     return [{name: _number(name, value) for name, value in row.items()} for row in rows]
+
+
+def seconds_spent(folder: str | Path) -> float:
+    """Seconds that earlier attempts at the stage in this folder worked, as far as they logged them."""
+    path = Path(folder) / "metrics.jsonl"
+    return max((row.get("elapsed", 0.0) for row in read_metrics(path)), default=0.0) if path.exists() else 0.0
 
 
 def _number(name: str, value: object) -> object:

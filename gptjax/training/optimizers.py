@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.config import configclass
+from gptjax.ranges import BelowOne, Fraction, Natural, NonNegative, Positive
 
 
 @configclass
@@ -30,23 +31,21 @@ class OptimizerConfig:
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 6e-4
+    learning_rate: Positive = 6e-4
     schedule: Literal["cosine", "linear", "constant", "noam"] = "cosine"
-    warmup_steps: int = 0
-    warmup_from: float = 0.0
-    final_fraction: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float | None = 1.0
-    muon_learning_rate: float = 0.02
+    warmup_steps: Natural = 0
+    warmup_from: Fraction = 0.0
+    final_fraction: Fraction = 0.1
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
+    clip_norm: Positive | None = 1.0
+    muon_learning_rate: Positive = 0.02
 
     def __post_init__(self):
         if self.schedule == "noam" and self.warmup_steps < 1:
             raise ValueError("schedule 'noam' needs warmup_steps of at least 1")
-        if self.learning_rate <= 0 or self.muon_learning_rate <= 0:
-            raise ValueError("learning_rate and muon_learning_rate must be above 0")
 
 
 def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None) -> optax.Schedule:
