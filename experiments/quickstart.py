@@ -24,7 +24,7 @@ def config() -> RoadConfig:
     return RoadConfig(
         pretrain=PretrainConfig(
             model=DecoderConfig(
-                vocab_size=4096, context_length=256, width=192, layers=4, heads=3, loop="unroll"
+                vocab_size=4096, context_length=256, width=192, layers=3, heads=3, loop="unroll"
             ),
             corpora=TEXT,
             length=128,
@@ -41,7 +41,7 @@ def config() -> RoadConfig:
             rewordings=7,
             length=128,
             batch_size=8,
-            steps=750,
+            steps=700,
             optimizer=muon(learning_rate=2e-3, muon_learning_rate=0.01, warmup_steps=20),
             save_every=150,
         ),

@@ -134,7 +134,7 @@ def test_several_runs_stand_side_by_side(tmp_path):
     write_report(runs)
     cells = Page((runs[0] / "report.html").read_text("utf-8")).cells
     at = cells.index("accuracy")
-    assert cells[at : at + 5] == ["accuracy", "0.75", "0.77", ">= 0.76", "missed"]
+    assert cells[at : at + 6] == ["accuracy", "0.75", "0.77", "0.76 ± 0.014", ">= 0.76", "missed"]
     assert not (runs[1] / "report.html").exists()
 
 

@@ -1,6 +1,7 @@
 """The report of one or more runs: `report.md` and a self-contained `report.html`."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def _blocks(runs: Sequence[Run]) -> Iterator[Block]:
     if any(run.results.get("figures") for run in runs):
         yield Heading("Results")
         header, rows = _figure_rows([run.results for run in runs], ["value"] if len(runs) == 1 else names)
-        yield Table(header, rows, numeric=frozenset(range(1, len(runs) + 1)))
+        yield Table(header, rows, numeric=frozenset(range(1, header.index("bar"))))
     yield from _curves(runs, names)
     if first.results.get("reliability"):
         yield Heading("Is the reward model's confidence right?")
@@ -97,7 +98,10 @@ def _what_was_run(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
 
 
 def _figure_rows(results: Sequence[Mapping], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The figures of several results side by side: name, values, bar, met or missed in all, detail."""
+    """The figures of several results side by side: name, values, bar, met or missed in all, detail.
+
+    Several have their mean and sample standard deviation as well; the detail is the first one's.
+    """
     by_name = [{figure["name"]: figure for figure in result.get("figures", [])} for result in results]
     rows = []
     for name in dict.fromkeys(name for figures in by_name for name in figures):
@@ -106,8 +110,16 @@ def _figure_rows(results: Sequence[Mapping], columns: Sequence[str]) -> tuple[li
         verdicts = [figure["met"] for figure in known if figure["met"] is not None]
         verdict = "" if not verdicts else "met" if all(verdicts) else "missed"
         values = [_number(figure["value"]) if figure else "" for figure in found]
+        if len(results) > 1:
+            values.append(_mean([figure["value"] for figure in known]))
         rows.append([name, *values, _number(known[0]["bar"]), verdict, str(known[0].get("detail") or "")])
-    return ["figure", *columns, "bar", "verdict", "detail"], rows
+    return ["figure", *columns, *["mean"] * (len(results) > 1), "bar", "verdict", "detail"], rows
+
+
+def _mean(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return _number(float(values[0]))
+    return f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}"
 
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
