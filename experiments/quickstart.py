@@ -36,8 +36,8 @@ def config() -> RoadConfig:
             heldout_bytes=400_000,
         ),
         finetune=FinetuneConfig(
-            dialogues={"chatterbot": 0.72, "ratings": 0.22},
-            text={"shakespeare": 0.03, "ratings": 0.03},
+            dialogues={"chatterbot": 0.82, "ratings": 0.14},
+            text={"shakespeare": 0.02, "ratings": 0.02},
             rewordings=7,
             length=128,
             batch_size=8,
