@@ -19,7 +19,7 @@ from gptjax.evaluation.document import (
 from gptjax.evaluation.results import Run, read_run
 
 _TRANSCRIPTS = 10
-_FAMILIES = ("loss", "bits_per_byte", "accuracy")
+_FAMILIES = ("loss", "bits_per_byte", "accuracy", "heldout")
 
 
 def write_report(run_folders: Sequence[str | Path]) -> Path:
@@ -159,7 +159,7 @@ def _series(rows: Sequence[Mapping]) -> dict[str, list[tuple[float, float]]]:
     series: dict[str, list] = {}
     for row in rows:
         for metric, value in row.items():
-            if metric not in ("step", "stage", "time") and math.isfinite(value):
+            if metric not in ("step", "stage", "time", "elapsed") and math.isfinite(value):
                 series.setdefault(metric, []).append((row["step"], value))
     return series
 

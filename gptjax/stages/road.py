@@ -125,13 +125,11 @@ def pretraining_figures(heldout: dict) -> list[dict]:
     """Bits per byte beside the compressors'; the short documentation text is reported without a bar."""
     rows = []
     for source, f in heldout.items():
-        bar, met = min(f["xz"], f["bz2"]), None
+        bar, met, best = "", None, min(f["xz"], f["bz2"])
         if source in ("shakespeare", "ratings"):
-            met = f["bits_per_byte"] < bar
+            bar, met = f"< {best:.3f}", f["bits_per_byte"] < best
         detail = f"xz {f['xz']:.3f}, bz2 {f['bz2']:.3f}"
-        rows.append(
-            figure(f"pretrain: bits per byte, {source}", f["bits_per_byte"], f"< {bar:.3f}", met, detail)
-        )
+        rows.append(figure(f"pretrain: bits per byte, {source}", f["bits_per_byte"], bar, met, detail))
     return rows
 
 
@@ -202,9 +200,9 @@ def chat_test(model: ChatModel, sampling: SamplingConfig) -> list[dict]:
 
 def side_by_side(config: RoadConfig, models: dict[str, ChatModel], questions: int = 4) -> list[dict]:
     """The same held-out prompts after pretraining, fine-tuning and PPO, drawn with the same seeds."""
-    chat = read_dialogues("chatterbot", split="heldout")
-    chosen = np.random.default_rng(config.seed).permutation(len(chat))[:questions]
-    prompts: list[Messages] = [chat[i][:1] for i in chosen]
+    asked = sorted({messages[0]["content"] for messages in read_dialogues("chatterbot", split="heldout")})
+    chosen = np.random.default_rng(config.seed).permutation(len(asked))[:questions]
+    prompts: list[Messages] = [[{"role": "user", "content": asked[i]}] for i in chosen]
     prompts += [
         [{"role": "user", "content": text}]
         for text in ("Write a movie review.", "Write a tweet.", "Write a product review.")
