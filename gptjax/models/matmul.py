@@ -51,8 +51,9 @@ def _matmul_backward(dtype, residuals, cotangent):
     last = cotangent.ndim - 1
     d_x = _product(cotangent, weight, ((last,), (1,)), ((), ()), dtype)
     rows = tuple(range(last))
-    # The first operand is transposed on the way in: let it be the narrower one.
-    if x.shape[-1] > cotangent.shape[-1]:
+    # The first operand is transposed on the way in: let it be the narrower one. Not in bfloat16, of which XLA
+    # has no product with a transposed result on CPUs.
+    if dtype == "float32" and x.shape[-1] > cotangent.shape[-1]:
         d_weight = _product(cotangent, x, (rows, rows), ((), ()), dtype).T
     else:
         d_weight = _product(x, cotangent, (rows, rows), ((), ()), dtype)
