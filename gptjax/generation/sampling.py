@@ -27,27 +27,24 @@ class SamplingConfig:
     max_new_tokens: Count = 64
 
 
-def filter_logits(logits_BxV: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """Sets the logits outside the top-k and the nucleus to -inf.
+def shortlist(logits_BxV: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
+    """The `top_k` largest logits of each row and their token ids: float32 and int32 `[B, top_k]`."""
+    # Without the barrier XLA fuses what reads the result into the search, and sorts the whole vocabulary.
+    return jax.lax.optimization_barrier(jax.lax.top_k(logits_BxV, top_k))
+
+
+def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
+    """Sets the logits outside the nucleus to -inf; at least the most likely token stays in every row.
 
     Args:
         logits_BxV: float32 `[B, V]`, temperature already applied.
-        top_k, top_p: see `SamplingConfig`.
-
-    Returns:
-        float32 `[B, V]`; at least the most likely token stays in every row.
+        top_p: see `SamplingConfig`.
     """
-    if top_k and top_k < logits_BxV.shape[-1]:
-        threshold = jax.lax.top_k(logits_BxV, top_k)[0][:, -1:]
-        logits_BxV = jnp.where(logits_BxV < threshold, -jnp.inf, logits_BxV)
-    if top_p < 1.0:
-        descending = jnp.sort(logits_BxV, axis=-1)[:, ::-1]
-        before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(
-            descending, axis=-1
-        )
-        kept = jnp.where(before < top_p, descending, jnp.inf)
-        logits_BxV = jnp.where(logits_BxV < kept.min(-1, keepdims=True), -jnp.inf, logits_BxV)
-    return logits_BxV
+    descending = jnp.sort(logits_BxV, axis=-1)[:, ::-1]
+    probabilities = jax.nn.softmax(descending, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    kept = jnp.where(before < top_p, descending, jnp.inf)
+    return jnp.where(logits_BxV < kept.min(-1, keepdims=True), -jnp.inf, logits_BxV)
 
 
 def sample(logits_BxV: jax.Array, keys_B: jax.Array, sampling: SamplingConfig) -> jax.Array:
@@ -57,5 +54,10 @@ def sample(logits_BxV: jax.Array, keys_B: jax.Array, sampling: SamplingConfig) -
     """
     if sampling.temperature == 0.0:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-    logits_BxV = filter_logits(logits_BxV / sampling.temperature, sampling.top_k, sampling.top_p)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BxV).astype(jnp.int32)
+    logits, ids = logits_BxV / sampling.temperature, None
+    if 0 < sampling.top_k < logits.shape[-1]:
+        logits, ids = shortlist(logits, sampling.top_k)
+    if sampling.top_p < 1.0:
+        logits = nucleus(logits, sampling.top_p)
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32)
+    return drawn_B if ids is None else jnp.take_along_axis(ids, drawn_B[:, None], axis=1)[:, 0]
