@@ -79,11 +79,13 @@ def matmul_flops_per_token(definition: ModelDefinition, length: int) -> float:
     """Floating-point operations of one token's forward and backward pass.
 
     `6 * (parameters in matrix products) + 12 N L D`, the last term for attention scores over a context
-    of `length` (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B).
+    of `length` (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B); a banded layer's context
+    is its band.
     """
     config, decoder = definition.config, definition.abstract["decoder"]
     looked_up = decoder["positions"].size if "positions" in decoder else 0
     # A tied embedding is multiplied once, as the output matrix; a scalar model has no such matrix.
     if not config.tied or "head" in definition.abstract:
         looked_up += decoder["embedding"].size
-    return 6.0 * (definition.parameter_count - looked_up) + 12.0 * config.layers * length * config.width
+    contexts = sum(min(length, config.band(layer) or length) for layer in range(config.layers))
+    return 6.0 * (definition.parameter_count - looked_up) + 12.0 * contexts * config.width
