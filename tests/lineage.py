@@ -1,4 +1,4 @@
-"""Small models of the lineage with fixed parameters and inputs, for stored numbers and for parity with torch."""
+"""Small models of the lineage with fixed parameters and inputs: for stored numbers, for parity with torch."""
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +52,7 @@ def scalar_of(logits_of):
 
     def scalar(params):
         logits = logits_of(params)
-        parts = [
-            (jax.nn.log_softmax(x) * direction(x.shape)).mean() for x in jax.tree.leaves(logits)
-        ]
+        parts = [(jax.nn.log_softmax(x) * direction(x.shape)).mean() for x in jax.tree.leaves(logits)]
         return sum(parts), logits
 
     return scalar

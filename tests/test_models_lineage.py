@@ -130,7 +130,7 @@ def test_converted_weights_give_the_same_logits_in_the_other_pairing(bias):
 
 
 def test_conversion_is_hugging_face_s_permutation():
-    """Its script maps Meta's W [outputs, inputs] by `view(h, c / 2, 2, d).transpose(1, 2).reshape(h c, d)`."""
+    """It maps Meta's W [outputs, inputs] by `view(h, c / 2, 2, d).transpose(1, 2).reshape(h c, d)`."""
     meta = np.random.default_rng(0).normal(size=(3 * 8, 5))
     theirs = meta.reshape(3, 4, 2, 5).swapaxes(1, 2).reshape(3 * 8, 5)
     np.testing.assert_array_equal(repair_channels(meta.T, 8, "half"), theirs.T)

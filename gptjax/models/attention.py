@@ -44,8 +44,8 @@ def causal_mask(length: int, segment_ids_BxL: jax.Array | None = None) -> jax.Ar
 def segment_mask(queries_BxL: jax.Array, keys_BxS: jax.Array) -> jax.Array:
     """Each query sees the keys of its own segment, before it and after: bool `[B, 1, L, S]`.
 
-    The mask of an encoder, where both are the row's segment ids, and of cross-attention, where the keys' are the
-    source's. Padding has id 0, so that no token sees it.
+    The mask of an encoder, where both are the row's segment ids, and of cross-attention, where the keys' are
+    the source's. Padding has id 0, so that no token sees it.
     """
     return queries_BxL[:, None, :, None] == keys_BxS[:, None, None, :]
 

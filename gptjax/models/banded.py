@@ -2,8 +2,8 @@
 
 Legend: B batch, L length, S key slots, H query heads, K key/value heads, C head size, W band, N blocks of W.
 
-Query i sees key j if `0 <= i - j < W`, so W keys with its own. A band counts slots; in a packed row and in a cache
-the slots of one document follow each other, so that slots count tokens.
+Query i sees key j if `0 <= i - j < W`, so W keys with its own. A band counts slots; in a packed row and in a
+cache the slots of one document follow each other, so that slots count tokens.
 """
 
 import jax
@@ -26,8 +26,8 @@ def band_mask(mask: jax.Array, band: int, first_query: jax.Array | int = 0) -> j
 def banded_attention(attend, q_BxHxLxC, k_BxKxLxC, v_BxKxLxC, mask, band):
     """Attention within the band at a cost of `2 W L` scores a head, by blocks of W queries.
 
-    A block of queries reaches back W - 1 slots at most, that is into its own block of keys and the one before.
-    Each block becomes a row of the batch, so any dense attention can do the work.
+    A block of queries reaches back W - 1 slots at most, that is into its own block of keys and the one
+    before. Each block becomes a row of the batch, so any dense attention can do the work.
 
     Args:
         attend: `(q, k, v, mask) -> float32 [B, H, L, C]`, a dense attention.

@@ -2,8 +2,8 @@
 
 Legend: B batch, L length, D model width, F feed-forward width, N layers.
 
-The configurations of the decoder, the encoder and the encoder-decoder name what a block reads alike; `BlockConfig`
-lists it.
+The configurations of the decoder, the encoder and the encoder-decoder name what a block reads alike;
+`BlockConfig` lists it.
 """
 
 from collections.abc import Callable
@@ -94,7 +94,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(self, x_BxLxD, mask, rotation=None, cache=None, slot=None, key=None, band=None):
-        """One layer; returns (float32 `[B, L, D]`, the extended cache or None). Arguments as `Attention`'s."""
+        """One layer, arguments as `Attention`'s; returns (float32 `[B, L, D]`, the longer cache or None)."""
         keys = (None, None) if key is None else jax.random.split(key)
         entering = before(self.norm_place, self.attention_norm, x_BxLxD)
         attended, cache = self.attention(entering, mask, rotation, cache, slot, band=band)

@@ -19,7 +19,7 @@ _GPT2 = {
 }
 _GPT2_PAPER_NAMES = {"117M": "124M", "345M": "355M", "762M": "774M", "1542M": "1.5B"}
 
-# The printed table gives XL 24 heads of 128 channels and 13B a width of 5140, which contradict its other columns.
+# The printed table gives XL 24 heads of 128 channels and 13B a width of 5140, against its other columns.
 _GPT3 = {
     "125M": (12, 768, 12),
     "350M": (24, 1024, 16),
@@ -92,9 +92,9 @@ def gpt2(size: str, **changes) -> DecoderConfig:
 def gpt3(size: str, **changes) -> DecoderConfig:
     """GPT-3 (Brown et al. 2020, arXiv 2005.14165, table 2.1).
 
-    Dense and locally banded layers alternate (section 2.1); the paper does not give the band's width, and 256 is
-    a choice. Where the printed table contradicts itself, heads and widths are those of its parameter counts:
-    16 heads in "1.3B", width 5120 in "13B".
+    Dense and locally banded layers alternate (section 2.1); the paper does not give the band's width, and 256
+    is a choice. Where the printed table contradicts itself, heads and widths are those of its parameter
+    counts: 16 heads in "1.3B", width 5120 in "13B".
 
     Args:
         size: "125M", "350M", "760M", "1.3B", "2.7B", "6.7B", "13B" or "175B".

@@ -111,11 +111,11 @@ def repair_channels(weight: jax.Array, head_size: int, pairing: str) -> jax.Arra
 
 
 def convert_pairing(params: dict, head_size: int, pairing: str) -> dict:
-    """A decoder's parameters for the other rotary pairing; with the config's `rotary_pairing` replaced alike the
-    logits are the same.
+    """A decoder's parameters for the other rotary pairing.
 
-    Hugging Face's files are "half", Meta's and GGUF's "interleaved". Scores are dot products of queries and
-    keys, so reordering the channels of both alike changes nothing else.
+    With the config's `rotary_pairing` replaced alike the logits are the same. Hugging Face's files are
+    "half", Meta's and GGUF's "interleaved". Scores are dot products of queries and keys, so reordering the
+    channels of both alike changes nothing else.
 
     Args:
         params: tree of a `LanguageModel` or `ScalarModel` with rotary positions, in the other pairing.

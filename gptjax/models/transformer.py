@@ -31,8 +31,8 @@ class DecoderConfig:
         kv_heads: key/value heads K (grouped attention); they divide `heads`. None means `heads`.
         mlp_width: F. None means 4 D.
         norm: "layernorm" (GPT-2) or "rmsnorm" (LLaMA).
-        norm_place: "pre" is before each sublayer and after the last block (GPT-2, LLaMA); "post" is after each
-            residual sum and nowhere else (GPT-1).
+        norm_place: "pre" is before each sublayer and after the last block (GPT-2, LLaMA); "post" is after
+            each residual sum and nowhere else (GPT-1).
         norm_epsilon: added to the variance.
         positions: "learned" table or "rotary".
         rotary_theta, rotary_pairing, rotary_scaling: see `models/rotary.py`; scaling is Llama 3.1's, or None.
@@ -43,7 +43,7 @@ class DecoderConfig:
         init_std: standard deviation of the weights; in a pre-norm model maps that end in the residual stream
             are divided by sqrt(2 N) (GPT-2, section 2.3) and learned positions by 2 (its code).
         attention: "reference", "xla" or "cudnn".
-        attention_band: W, in every second layer a token sees W tokens, itself the last; None: all earlier ones.
+        attention_band: W; in every second layer a token sees the last W tokens, its own included; or None.
         compute_dtype: precision of the operands of matrix products.
         loop: "scan" compiles one block for all layers; "unroll" compiles each, which runs faster on CPU.
         remat: what the backward pass computes again: "none", "dots" (keeps matrix products), "full".
