@@ -18,7 +18,12 @@ from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
 from gptjax.models.rotary import RotaryScaling, convert_pairing, repair_channels, scale_frequencies
 
-CASES = {"gpt1": lineage.gpt1_case, "llama31": lineage.llama31_case}
+CASES = {
+    "bert": lineage.bert_case,
+    "gpt1": lineage.gpt1_case,
+    "llama31": lineage.llama31_case,
+    "transformer": lineage.transformer_case,
+}
 # The formula of GPT-2 and GPT-3 is N (12 D^2 + 13 D) + (V + C) D + 2 D; GPT-1 has no final norm, no 2 D.
 DECODERS = [
     (gpt1, "117M", 116_534_784),

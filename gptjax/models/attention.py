@@ -128,16 +128,18 @@ class Attention(nnx.Module):
             rotation: (cos, sin) of the positions, or None.
             cache: `KVCache` to read and extend, or None.
             slot: int32 scalar, where the L new keys go in the cache.
-            memory: `[B, S, D]` that keys and values are made of (cross-attention); None is x itself.
+            memory: `[B, S, D]` that keys and values are made of (cross-attention), or what `remember` made of
+                it; None is x itself.
             band: how many keys a query reaches back, its own among them; None is all the mask allows.
 
         Returns:
             (float32 `[B, L, D]`, the extended cache or None).
         """
-        c, source = self.config, x_BxLxD if memory is None else memory
+        c = self.config
         q = self._split(self.query(x_BxLxD), c.heads)
-        k = self._split(self.key(source), c.key_heads)
-        v = self._split(self.value(source), c.key_heads)
+        if not isinstance(memory, KVCache):
+            memory = self.remember(x_BxLxD if memory is None else memory)
+        k, v = memory.keys, memory.values
         if rotation is not None:
             q, k = (apply_rotary(x, *rotation, c.rotary_pairing) for x in (q, k))
         if cache is not None:
@@ -152,6 +154,11 @@ class Attention(nnx.Module):
         B, L, _ = x_BxLxD.shape
         merged_BxLxHC = jnp.swapaxes(out_BxHxLxC, 1, 2).reshape(B, L, c.heads * c.head_size)
         return self.output(merged_BxLxHC), cache
+
+    def remember(self, x_BxSxD) -> KVCache:
+        """Keys and values of x, float32 `[B, K, S, C]` each, before any rotation."""
+        heads = self.config.key_heads
+        return KVCache(self._split(self.key(x_BxSxD), heads), self._split(self.value(x_BxSxD), heads))
 
     def _attend(self, q, k, v, mask):
         c = self.config

@@ -1,13 +1,28 @@
-"""The published decoders, by the sizes of their papers' tables.
+"""The published models, by the sizes of their papers' tables.
 
-Each function takes the size's name and any field of `DecoderConfig` to change, so that a small model in a
+Each function takes the size's name and any field of its configuration to change, so that a small model in a
 family's style is `gpt2("124M", width=256, layers=4, heads=4)`. LLaMA's `mlp_width` does not follow the width:
 change both.
 """
 
 from gptjax.config import ConfigError
+from gptjax.models.encoder import EncoderConfig
+from gptjax.models.encoder_decoder import EncoderDecoderConfig
 from gptjax.models.rotary import RotaryScaling
 from gptjax.models.transformer import DecoderConfig
+
+# name: (layers, width, heads, dropout)
+_TRANSFORMER = {"base": (6, 512, 8, 0.1), "big": (6, 1024, 16, 0.3)}
+
+# name: (layers, width, heads); the four small ones are those of Turc et al. 2019, arXiv 1908.08962
+_BERT = {
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+}
 
 # name: (layers, width, heads)
 _GPT1 = {"117M": (12, 768, 12)}
@@ -44,6 +59,42 @@ _LLAMA3 = {
     "70B": (80, 8192, 64, 28672),
     "405B": (126, 16384, 128, 53248),
 }
+
+
+def transformer(size: str, **changes) -> EncoderDecoderConfig:
+    """The Transformer (Vaswani et al. 2017, arXiv 1706.03762, table 3): "base" or "big".
+
+    The vocabulary is English-German's of about 37,000 (section 5.1); the paper does not bound the length, and
+    a context of 1,024 is a choice.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    layers, width, heads, rate = _look_up("The Transformer", _TRANSFORMER, size)
+    shape = {"layers": layers, "width": width, "heads": heads, "dropout": rate}
+    return EncoderDecoderConfig(**{"vocab_size": 37_000, "context_length": 1024} | shape | changes)
+
+
+def bert(size: str, **changes) -> EncoderConfig:
+    """BERT (Devlin et al. 2018, arXiv 1810.04805, section 3): "base", "large", "tiny", "mini", "small",
+    "medium".
+
+    The vocabulary is that of the uncased models. GELU is the tanh form of the released code; Hugging Face
+    computes the same checkpoints with the exact one, `activation="gelu_erf"`.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    layers, width, heads = _look_up("BERT", _BERT, size)
+    published = {
+        "vocab_size": 30_522,
+        "context_length": 512,
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "dropout": 0.1,
+    }
+    return EncoderConfig(**published | changes)
 
 
 def gpt1(size: str, **changes) -> DecoderConfig:

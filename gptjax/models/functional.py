@@ -55,7 +55,11 @@ def layer_parameters(params: Params) -> list[Params]:
 
     Done once before a token loop: slicing the stack inside it would copy every weight at every token.
     """
-    blocks = params["decoder"]["blocks"]
+    return unstack(params["decoder"]["blocks"])
+
+
+def unstack(blocks: Params) -> list[Params]:
+    """A stack of N layers `[N, ...]` as a list of N trees."""
     layers = len(jax.tree.leaves(blocks)[0])
     return [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers)]
 

@@ -102,7 +102,7 @@ def test_packed_documents_see_only_themselves(model):
 
 @pytest.mark.parametrize("band", [None, 3, 7])
 def test_what_reaches_a_query_is_the_band(band):
-    """The derivative of every output of one attention by every input; 23 positions are no multiple of 3 or 7."""
+    """The derivative of every output of one attention by every input; 23 is no multiple of 3 or 7."""
     definition = ModelDefinition(Attention, gpt3("125M", **SHAPE))
     params, mask = random_params(definition), causal_mask(L)
     x = np.random.default_rng(5).normal(size=(1, L, D)).astype(np.float32)
