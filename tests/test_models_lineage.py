@@ -13,10 +13,14 @@ import pytest
 from golden import check_golden
 
 from gptjax.config import ConfigError
+from gptjax.generation.decode import decode, left_pad, request_keys
+from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.families import gpt1, gpt3, llama3, llama31
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
 from gptjax.models.rotary import RotaryScaling, convert_pairing, repair_channels, scale_frequencies
+from gptjax.sharding.mesh import MeshConfig, make_mesh
+from gptjax.sharding.rules import parameter_shardings
 
 CASES = {
     "bert": lineage.bert_case,
@@ -24,6 +28,7 @@ CASES = {
     "llama31": lineage.llama31_case,
     "transformer": lineage.transformer_case,
 }
+EVERY_CASE = CASES | {"gpt3": lineage.gpt3_case}
 # The formula of GPT-2 and GPT-3 is N (12 D^2 + 13 D) + (V + C) D + 2 D; GPT-1 has no final norm, no 2 D.
 DECODERS = [
     (gpt1, "117M", 116_534_784),
@@ -46,6 +51,38 @@ def test_logits_are_the_stored_ones_of_torch(name):
     _, params, logits_of = CASES[name]()
     scalar, logits = jax.jit(lineage.scalar_of(logits_of))(params)
     check_golden(f"{name}_logits", lineage.sampled(logits, scalar))
+
+
+@pytest.mark.parametrize("name", EVERY_CASE)
+def test_one_device_equals_eight(name):
+    """Every parameter's axes have rules, and the logits do not depend on how the mesh splits them."""
+    definition, params, logits_of = EVERY_CASE[name]()
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    shardings = parameter_shardings(mesh, definition.abstract, definition.axes)
+    placed = jax.tree.map(jax.device_put, params, shardings)
+    assert sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(placed)) > 8
+    with jax.set_mesh(mesh):
+        spread = jax.jit(logits_of)(placed)
+    for ours, alone in zip(jax.tree.leaves(spread), jax.tree.leaves(jax.jit(logits_of)(params)), strict=True):
+        np.testing.assert_allclose(ours, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt1", "gpt3", "llama31"])
+def test_greedy_decoding_equals_taking_the_best_token_of_the_plain_model(name):
+    definition, params, _ = EVERY_CASE[name]()
+    prompts, new = [[5, 6, 7], [1, 2, 3, 4, 8, 9]], 8
+    tokens, mask = left_pad(prompts, 0, 6)
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=new)
+    run = jax.jit(lambda p: decode(
+        definition, p, tokens, mask, request_keys([0, 1]), sampling=sampling, stop_sequences=(), pad_id=0
+    ))  # fmt: skip
+    replies, apply = np.asarray(run(params).tokens), jax.jit(definition.apply)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        whole = prompt + reply.tolist()
+        padded = np.array([whole + [0] * (14 - len(whole))])  # causal: what follows changes nothing
+        best = np.asarray(apply(params, padded))[0].argmax(-1)
+        assert best[len(prompt) - 1 : len(whole) - 1].tolist() == reply.tolist()
+    assert len(set(replies.ravel())) > 3, "a reply of one token repeated proves little"
 
 
 @pytest.mark.parametrize(("family", "size", "count"), DECODERS, ids=lambda x: getattr(x, "__name__", x))
