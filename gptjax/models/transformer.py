@@ -35,7 +35,8 @@ class DecoderConfig:
             each residual sum and nowhere else (GPT-1).
         norm_epsilon: added to the variance.
         positions: "learned" table or "rotary".
-        rotary_theta, rotary_pairing, rotary_scaling: see `models/rotary.py`; scaling is Llama 3.1's, or None.
+        rotary_theta, rotary_pairing: see `models/rotary.py`.
+        rotary_scaling: of the frequencies, as in Llama 3.1, or None.
         activation: "gelu" (tanh form), "gelu_erf" (exact), "relu", or the gated "swiglu".
         bias: whether linear maps and layer norms have biases.
         tied: whether the output matrix is the token embedding.
