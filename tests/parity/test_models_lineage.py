@@ -6,6 +6,7 @@ import lineage
 import numpy as np
 import pytest
 from golden import check_golden
+from test_models_transformers import llama_names
 
 from gptjax.models.rotary import RotaryScaling, scale_frequencies
 
@@ -48,25 +49,6 @@ def gpt1_names(tree):
         names |= norm_names(f"h.{i}.ln_1", block["attention_norm"])
         names |= norm_names(f"h.{i}.ln_2", block["mlp_norm"])
     return {f"transformer.{name}": array for name, array in names.items()}
-
-
-def llama_names(tree):
-    """As `gpt1_names`; transformers' Linear weights are [outputs, inputs]."""
-    decoder = tree["decoder"]
-    names = {
-        "lm_head.weight": tree["unembedding"].T,
-        "model.embed_tokens.weight": decoder["embedding"],
-        "model.norm.weight": decoder["norm"]["scale"],
-    }
-    for i, block in enumerate(layers_of(decoder["blocks"])):
-        layer = f"model.layers.{i}."
-        names[layer + "input_layernorm.weight"] = block["attention_norm"]["scale"]
-        names[layer + "post_attention_layernorm.weight"] = block["mlp_norm"]["scale"]
-        for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "output")):
-            names[f"{layer}self_attn.{theirs}_proj.weight"] = block["attention"][ours]["kernel"].T
-        for name in ("gate", "up", "down"):
-            names[f"{layer}mlp.{name}_proj.weight"] = block["mlp"][name]["kernel"].T
-    return names
 
 
 def linear_names(prefix, linear):
