@@ -7,6 +7,7 @@ Everything is float64 and in loops.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from lineage import random_params
 
-from gptjax.models.attention import Attention, causal_mask
+from gptjax.models.attention import Attention, causal_mask, reference_attention
+from gptjax.models.banded import band_mask, banded_attention
 from gptjax.models.families import gpt3
 from gptjax.models.functional import ModelDefinition, layer_parameters, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel
@@ -115,6 +117,24 @@ def test_what_reaches_a_query_is_the_band(band):
     reach = np.abs(jacobian(x)[:, 0]).max(-1) > 0
     distance = np.arange(L)[:, None] - np.arange(L)[None, :]
     np.testing.assert_array_equal(reach, (distance >= 0) & (distance < (band or L)))
+
+
+@pytest.mark.parametrize("length", [9, 12])
+def test_blocks_equal_the_whole_square_with_gradients(length):
+    """Two key heads for four query heads, two documents a row, the last block full and not."""
+    rng = np.random.default_rng(0)
+    q, direction = rng.normal(size=(2, 2, 4, length, 6)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, 2, length, 6)).astype(np.float32)
+    mask = causal_mask(length, jnp.asarray(np.repeat([[1, 2], [3, 0]], [length - 5, 5], axis=1)))
+    dense = partial(reference_attention, dtype="float32")
+
+    def pull(attention):
+        scalar = lambda q, k, v: (attention(q, k, v) * direction).sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(scalar, (0, 1, 2)))(q, k, v)
+
+    blocks = pull(lambda q, k, v: banded_attention(dense, q, k, v, mask, W))
+    square = pull(lambda q, k, v: dense(q, k, v, band_mask(mask, W)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6), blocks, square)
 
 
 def test_logits_with_cache_equal_logits_without(model, logits):
