@@ -4,12 +4,14 @@ Shapes: B batch, L length, D model, V vocabulary; N chunks of C tokens. Everythi
 """
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gptjax.losses.masked import as_float, keep, masked_mean, masked_sum, safe_divide
+from gptjax.losses.smoothing import smoothing_excess, smoothing_mass
 
 
 def _with_temperature(logits: jax.Array, temperature: jax.Array | float) -> jax.Array:
@@ -92,26 +94,32 @@ def cross_entropy(
     loss_mask_BxL: jax.Array,
     *,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    smooth_over: Literal["all", "others"] = "all",
     denominator: jax.Array | float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Masked next-token cross-entropy with an optional z-loss.
+    """Masked next-token cross-entropy with an optional z-loss and optional label smoothing.
 
-    ``loss = sum mask (log Z - logits[target] + z_loss (log Z)^2) / denominator``, ``Z = sum_v exp(logits_v)``
+    ``loss = sum mask (log Z - sum_v q_v logits_v + z_loss (log Z)^2) / denominator``, ``Z = sum_v
+    exp(logits_v)``, q the target alone, or smoothed.
 
     Args:
         logits_BxLxV: [B, L, V], any floating dtype; position l predicts `targets[:, l]`.
         targets_BxL: [B, L] integer; anything (-100 too) where the mask is 0.
         loss_mask_BxL: [B, L] boolean or weights.
         z_loss: weight of the squared log-normaliser; 1e-4 in PaLM.
+        label_smoothing, smooth_over: what the target gives away to other tokens, 0.1 in Vaswani et al. 2017,
+            and to which: `epsilon` and `over` of `smoothing_mass`.
         denominator: the number of tokens in the whole batch; None for the sum of this mask.
 
     Returns:
         loss: float32 scalar, nats per token; NaN if a token that counts has a target outside [0, V).
         metrics: float32 scalars, means like the loss: `loss` (the cross-entropy alone), `z_loss` (its
-            weighted term; the two add up to the loss) and `accuracy` (the target's logit is above all
-            others).
+            weighted term), with label smoothing `smoothing` (what it adds; these add up to the loss) and
+            `accuracy` (the target's logit is above all others).
 
-    Source: Radford et al. 2018 (GPT-1), equation 1; z-loss: Chowdhery et al. 2022 (PaLM), section 5.
+    Source: Radford et al. 2018 (GPT-1), equation 1; z-loss: Chowdhery et al. 2022 (PaLM), section 5; label
+        smoothing: Vaswani et al. 2017, section 5.4.
 
     Example:
         >>> import jax.numpy as jnp
@@ -123,7 +131,14 @@ def cross_entropy(
     log_z, nll, best = _token_statistics(logits, targets_BxL)
     mean = partial(masked_mean, mask=loss_mask_BxL, denominator=denominator)
     metrics = {"loss": mean(nll), "z_loss": z_loss * mean(log_z**2), "accuracy": mean(best)}
-    return metrics["loss"] + metrics["z_loss"], jax.lax.stop_gradient(metrics)
+    if mass := smoothing_mass(label_smoothing, logits.shape[-1], smooth_over):
+        metrics["smoothing"] = mean(smoothing_excess(logits, log_z - nll, mass))
+    return _total(metrics), jax.lax.stop_gradient(metrics)
+
+
+def _total(metrics: dict[str, jax.Array]) -> jax.Array:
+    total = metrics["loss"] + metrics["z_loss"]
+    return total + metrics["smoothing"] if "smoothing" in metrics else total
 
 
 def linear_cross_entropy(
@@ -133,6 +148,8 @@ def linear_cross_entropy(
     loss_mask_BxL: jax.Array,
     *,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    smooth_over: Literal["all", "others"] = "all",
     chunk_size: int = 1024,
     matmul_dtype: DTypeLike = jnp.float32,
     transposed: bool = False,
@@ -149,7 +166,7 @@ def linear_cross_entropy(
     Args:
         hidden_BxLxD: [B, L, D], any floating dtype, the output of the last norm.
         unembedding: [D, V], any floating dtype.
-        targets_BxL, loss_mask_BxL, z_loss, denominator: as in `cross_entropy`.
+        targets_BxL, loss_mask_BxL, z_loss, label_smoothing, smooth_over, denominator: as in `cross_entropy`.
         chunk_size: the most tokens whose logits are held at a time.
         matmul_dtype: what the factors of the three products are cast to; the products themselves are float32.
         transposed: `unembedding` is [V, D], the token embedding of a tied model.
@@ -180,7 +197,8 @@ def linear_cross_entropy(
     table_VxD = unembedding if transposed else unembedding.T
     weights_BxL = jax.lax.stop_gradient(safe_divide(loss_mask_BxL, denominator))
     hidden, targets, weights = (_chunks(x, chunk_size) for x in (hidden_BxLxD, targets_BxL, weights_BxL))
-    loss, metrics = _chunked(hidden, table_VxD, targets, weights, z_loss, jnp.dtype(matmul_dtype))
+    mass = smoothing_mass(label_smoothing, table_VxD.shape[0], smooth_over)
+    loss, metrics = _chunked(hidden, table_VxD, targets, weights, z_loss, mass, jnp.dtype(matmul_dtype))
     return loss, jax.lax.stop_gradient(metrics)
 
 
@@ -209,36 +227,41 @@ def _product(a: jax.Array, b: jax.Array, contract: tuple[int, int], dtype: jnp.d
     )
 
 
-def _chunk_sums(logits_CxV, targets_C, weights_C, z_loss):
+def _chunk_sums(logits_CxV, targets_C, weights_C, z_loss, mass):
     """Returns log Z [C] and the weighted sums that make up the loss and its metrics."""
     log_z, nll, best = _token_statistics(logits_CxV, targets_C)
     terms = {"loss": nll, "z_loss": z_loss * log_z**2, "accuracy": best}
+    if mass:
+        terms["smoothing"] = smoothing_excess(logits_CxV, log_z - nll, mass)
     return log_z, {name: masked_sum(term, weights_C) for name, term in terms.items()}
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _chunked(hidden_NxCxD, table_VxD, targets_NxC, weights_NxC, z_loss, dtype):
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _chunked(hidden_NxCxD, table_VxD, targets_NxC, weights_NxC, z_loss, mass, dtype):
     table = table_VxD.astype(dtype)
 
     def step(_, chunk):
         hidden_CxD, targets_C, weights_C = chunk
-        return None, _chunk_sums(_product(hidden_CxD, table, (1, 1), dtype), targets_C, weights_C, z_loss)[1]
+        logits_CxV = _product(hidden_CxD, table, (1, 1), dtype)
+        return None, _chunk_sums(logits_CxV, targets_C, weights_C, z_loss, mass)[1]
 
     _, sums = jax.lax.scan(step, None, (hidden_NxCxD, targets_NxC, weights_NxC))
     metrics = jax.tree.map(jnp.sum, sums)
-    return metrics["loss"] + metrics["z_loss"], metrics
+    return _total(metrics), metrics
 
 
-def _chunked_forward(hidden_NxCxD, table_VxD, targets_NxC, weights_NxC, z_loss, dtype):
+def _chunked_forward(hidden_NxCxD, table_VxD, targets_NxC, weights_NxC, z_loss, mass, dtype):
     table = table_VxD.astype(dtype)
     vocabulary = jnp.arange(table.shape[0])
 
     def step(dtable, chunk):
         hidden_CxD, targets_C, weights_C = chunk
         logits_CxV = _product(hidden_CxD, table, (1, 1), dtype)
-        log_z, sums = _chunk_sums(logits_CxV, targets_C, weights_C, z_loss)
+        log_z, sums = _chunk_sums(logits_CxV, targets_C, weights_C, z_loss, mass)
         probs_CxV = jnp.exp(logits_CxV - log_z[:, None])
         target_CxV = targets_C[:, None] == vocabulary
+        if mass:
+            target_CxV = (1 - mass * len(vocabulary)) * target_CxV + mass
         dlogits_CxV = weights_C[:, None] * (probs_CxV * (1 + 2 * z_loss * log_z[:, None]) - target_CxV)
         dhidden_CxD = _product(dlogits_CxV, table, (1, 0), dtype)
         dtable = dtable + _product(dlogits_CxV, hidden_CxD, (0, 0), dtype)
@@ -247,10 +270,10 @@ def _chunked_forward(hidden_NxCxD, table_VxD, targets_NxC, weights_NxC, z_loss, 
     zeros = jnp.zeros(table.shape, jnp.promote_types(dtype, jnp.float32))
     dtable, (sums, dhidden) = jax.lax.scan(step, zeros, (hidden_NxCxD, targets_NxC, weights_NxC))
     metrics = jax.tree.map(jnp.sum, sums)
-    return (metrics["loss"] + metrics["z_loss"], metrics), (dhidden, dtable.astype(table_VxD.dtype))
+    return (_total(metrics), metrics), (dhidden, dtable.astype(table_VxD.dtype))
 
 
-def _chunked_backward(z_loss, dtype, gradients, cotangents):
+def _chunked_backward(z_loss, mass, dtype, gradients, cotangents):
     scale, _ = cotangents
     dhidden, dtable = (gradient * scale.astype(gradient.dtype) for gradient in gradients)
     return dhidden, dtable, None, None

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gptjax.models.banded import banded_attention, recent_keys
 from gptjax.models.layers import Linear
 from gptjax.models.matmul import scores_product, values_product
 from gptjax.models.rotary import apply_rotary
@@ -37,8 +38,16 @@ def causal_mask(length: int, segment_ids_BxL: jax.Array | None = None) -> jax.Ar
     causal_LxL = jnp.tril(jnp.ones((length, length), bool))[None, None]
     if segment_ids_BxL is None:
         return causal_LxL
-    same = segment_ids_BxL[:, None, :, None] == segment_ids_BxL[:, None, None, :]
-    return causal_LxL & same
+    return causal_LxL & segment_mask(segment_ids_BxL, segment_ids_BxL)
+
+
+def segment_mask(queries_BxL: jax.Array, keys_BxS: jax.Array) -> jax.Array:
+    """Each query sees the keys of its own segment, before it and after: bool `[B, 1, L, S]`.
+
+    The mask of an encoder, where both are the row's segment ids, and of cross-attention, where the keys' are
+    the source's. Padding has id 0, so that no token sees it.
+    """
+    return queries_BxL[:, None, :, None] == keys_BxS[:, None, None, :]
 
 
 def reference_attention(q_BxHxLxC, k_BxKxSxC, v_BxKxSxC, mask, dtype):
@@ -97,11 +106,11 @@ class KVCache:
 
 
 class Attention(nnx.Module):
-    """Self-attention of one block: projections, optional rotary positions, cache, output projection."""
+    """Attention of one block: projections, optional rotary positions, cache, output projection."""
 
     def __init__(self, config, rngs: nnx.Rngs):
         c = self.config = config
-        linear = partial(Linear, bias=c.bias, dtype=c.compute_dtype, rngs=rngs)
+        linear = partial(Linear, bias=c.attention_bias, dtype=c.compute_dtype, rngs=rngs)
         into, kv_width = partial(linear, c.width, std=c.init_std), c.key_heads * c.head_size
         self.query = into(c.heads * c.head_size, axes=("embed", "heads"))
         self.key = into(kv_width, axes=("embed", "kv_heads"))
@@ -109,35 +118,53 @@ class Attention(nnx.Module):
         out_std = c.residual_init_std
         self.output = linear(c.heads * c.head_size, c.width, axes=("heads", "embed"), std=out_std)
 
-    def __call__(self, x_BxLxD, mask, rotation=None, cache=None, slot=None):
+    def __call__(self, x_BxLxD, mask, rotation=None, cache=None, slot=None, *, memory=None, band=None):
         """Attend from every position of x to the keys `mask` allows.
 
         Args:
-            x_BxLxD: normalised activations.
-            mask: bool, broadcastable to `[B, 1, L, S]`, S the cache's slots or L without a cache.
+            x_BxLxD: activations, normalised in a pre-norm block.
+            mask: bool, broadcastable to `[B, 1, L, S]`, S the number of keys: the cache's slots, the memory's
+                length, or L.
             rotation: (cos, sin) of the positions, or None.
             cache: `KVCache` to read and extend, or None.
             slot: int32 scalar, where the L new keys go in the cache.
+            memory: `[B, S, D]` that keys and values are made of (cross-attention), or what `remember` made of
+                it; None is x itself.
+            band: how many keys a query reaches back, its own among them; None is all the mask allows.
 
         Returns:
             (float32 `[B, L, D]`, the extended cache or None).
         """
         c = self.config
         q = self._split(self.query(x_BxLxD), c.heads)
-        k = self._split(self.key(x_BxLxD), c.key_heads)
-        v = self._split(self.value(x_BxLxD), c.key_heads)
+        if not isinstance(memory, KVCache):
+            memory = self.remember(x_BxLxD if memory is None else memory)
+        k, v = memory.keys, memory.values
         if rotation is not None:
             q, k = (apply_rotary(x, *rotation, c.rotary_pairing) for x in (q, k))
         if cache is not None:
             cache = cache.write(k, v, slot)
             k, v = cache.keys, cache.values
-        if c.attention == "reference":
-            out_BxHxLxC = reference_attention(q, k, v, mask, c.compute_dtype)
+        if band is None:
+            out_BxHxLxC = self._attend(q, k, v, mask)
+        elif cache is None:
+            out_BxHxLxC = banded_attention(self._attend, q, k, v, mask, band)
         else:
-            out_BxHxLxC = fused_attention(q, k, v, mask, c.compute_dtype, c.attention)
+            out_BxHxLxC = self._attend(q, *recent_keys(k, v, mask, band, slot))
         B, L, _ = x_BxLxD.shape
         merged_BxLxHC = jnp.swapaxes(out_BxHxLxC, 1, 2).reshape(B, L, c.heads * c.head_size)
         return self.output(merged_BxLxHC), cache
+
+    def remember(self, x_BxSxD) -> KVCache:
+        """Keys and values of x, float32 `[B, K, S, C]` each, before any rotation."""
+        heads = self.config.key_heads
+        return KVCache(self._split(self.key(x_BxSxD), heads), self._split(self.value(x_BxSxD), heads))
+
+    def _attend(self, q, k, v, mask):
+        c = self.config
+        if c.attention == "reference":
+            return reference_attention(q, k, v, mask, c.compute_dtype)
+        return fused_attention(q, k, v, mask, c.compute_dtype, c.attention)
 
     @staticmethod
     def _split(x_BxLxHC, heads):

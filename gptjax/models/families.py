@@ -1,14 +1,31 @@
-"""The published decoders, by the sizes of their papers' tables.
+"""The published models, by the sizes of their papers' tables.
 
-Each function takes the size's name and any field of `DecoderConfig` to change, so that a small model in a
+Each function takes the size's name and any field of its configuration to change, so that a small model in a
 family's style is `gpt2("124M", width=256, layers=4, heads=4)`. LLaMA's `mlp_width` does not follow the width:
 change both.
 """
 
 from gptjax.config import ConfigError
+from gptjax.models.encoder import EncoderConfig
+from gptjax.models.encoder_decoder import EncoderDecoderConfig
+from gptjax.models.rotary import RotaryScaling
 from gptjax.models.transformer import DecoderConfig
 
+# name: (layers, width, heads, dropout)
+_TRANSFORMER = {"base": (6, 512, 8, 0.1), "big": (6, 1024, 16, 0.3)}
+
+# name: (layers, width, heads); the four small ones are those of Turc et al. 2019, arXiv 1908.08962
+_BERT = {
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+}
+
 # name: (layers, width, heads)
+_GPT1 = {"117M": (12, 768, 12)}
 _GPT2 = {
     "124M": (12, 768, 12),
     "355M": (24, 1024, 16),
@@ -16,6 +33,18 @@ _GPT2 = {
     "1.5B": (48, 1600, 25),
 }
 _GPT2_PAPER_NAMES = {"117M": "124M", "345M": "355M", "762M": "774M", "1542M": "1.5B"}
+
+# The printed table gives XL 24 heads of 128 channels and 13B a width of 5140, against its other columns.
+_GPT3 = {
+    "125M": (12, 768, 12),
+    "350M": (24, 1024, 16),
+    "760M": (24, 1536, 16),
+    "1.3B": (24, 2048, 16),
+    "2.7B": (32, 2560, 32),
+    "6.7B": (32, 4096, 32),
+    "13B": (40, 5120, 40),
+    "175B": (96, 12288, 96),
+}
 
 # name: (layers, width, heads, mlp_width)
 _LLAMA = {
@@ -30,6 +59,63 @@ _LLAMA3 = {
     "70B": (80, 8192, 64, 28672),
     "405B": (126, 16384, 128, 53248),
 }
+
+
+def transformer(size: str, **changes) -> EncoderDecoderConfig:
+    """The Transformer (Vaswani et al. 2017, arXiv 1706.03762, table 3): "base" or "big".
+
+    The vocabulary is English-German's of about 37,000 (section 5.1); the paper does not bound the length, and
+    a context of 1,024 is a choice.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    layers, width, heads, rate = _look_up("The Transformer", _TRANSFORMER, size)
+    shape = {"layers": layers, "width": width, "heads": heads, "dropout": rate}
+    return EncoderDecoderConfig(**{"vocab_size": 37_000, "context_length": 1024} | shape | changes)
+
+
+def bert(size: str, **changes) -> EncoderConfig:
+    """BERT (Devlin et al. 2018, arXiv 1810.04805, section 3): "base", "large", "tiny", "mini", "small",
+    "medium".
+
+    The vocabulary is that of the uncased models. GELU is the tanh form of the released code; Hugging Face
+    computes the same checkpoints with the exact one, `activation="gelu_erf"`.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    layers, width, heads = _look_up("BERT", _BERT, size)
+    published = {
+        "vocab_size": 30_522,
+        "context_length": 512,
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "dropout": 0.1,
+    }
+    return EncoderConfig(**published | changes)
+
+
+def gpt1(size: str, **changes) -> DecoderConfig:
+    """GPT-1 (Radford et al. 2018, section 4.1): "117M", of 116,534,784 parameters.
+
+    The vocabulary is the 40,478 entries of the released encoder; its three special tokens for fine-tuning
+    are more rows.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    layers, width, heads = _look_up("GPT-1", _GPT1, size)
+    published = {
+        "vocab_size": 40_478,
+        "context_length": 512,
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "norm_place": "post",
+    }
+    return DecoderConfig(**published | changes)
 
 
 def gpt2(size: str, **changes) -> DecoderConfig:
@@ -50,6 +136,32 @@ def gpt2(size: str, **changes) -> DecoderConfig:
         "layers": layers,
         "width": width,
         "heads": heads,
+    }
+    return DecoderConfig(**published | changes)
+
+
+def gpt3(size: str, **changes) -> DecoderConfig:
+    """GPT-3 (Brown et al. 2020, arXiv 2005.14165, table 2.1).
+
+    Dense and locally banded layers alternate (section 2.1); the paper does not give the band's width, and 256
+    is a choice. Where the printed table contradicts itself, heads and widths are those of its parameter
+    counts: 16 heads in "1.3B", width 5120 in "13B".
+
+    Args:
+        size: "125M", "350M", "760M", "1.3B", "2.7B", "6.7B", "13B" or "175B".
+        **changes: fields of `DecoderConfig` that differ.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    layers, width, heads = _look_up("GPT-3", _GPT3, size)
+    published = {
+        "vocab_size": 50257,
+        "context_length": 2048,
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "attention_band": 256,
     }
     return DecoderConfig(**published | changes)
 
@@ -88,6 +200,17 @@ def llama3(size: str, **changes) -> DecoderConfig:
     """
     published = {"vocab_size": 128_256, "context_length": 8192, "kv_heads": 8, "rotary_theta": 500_000.0}
     return _llama_style("Llama 3", _LLAMA3, size, published | changes)
+
+
+def llama31(size: str, **changes) -> DecoderConfig:
+    """Llama 3.1 (Grattafiori et al. 2024, arXiv 2407.21783): `llama3` with a context of 131,072 tokens.
+
+    The rotary frequencies are scaled by the published factor of 8 (`models/rotary.py`).
+
+    Raises:
+        ConfigError: no such size.
+    """
+    return llama3(size, **{"context_length": 131_072, "rotary_scaling": RotaryScaling()} | changes)
 
 
 def _llama_style(family, sizes, size, fields) -> DecoderConfig:

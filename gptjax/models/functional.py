@@ -55,7 +55,11 @@ def layer_parameters(params: Params) -> list[Params]:
 
     Done once before a token loop: slicing the stack inside it would copy every weight at every token.
     """
-    blocks = params["decoder"]["blocks"]
+    return unstack(params["decoder"]["blocks"])
+
+
+def unstack(blocks: Params) -> list[Params]:
+    """A stack of N layers `[N, ...]` as a list of N trees."""
     layers = len(jax.tree.leaves(blocks)[0])
     return [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers)]
 
@@ -79,11 +83,13 @@ def matmul_flops_per_token(definition: ModelDefinition, length: int) -> float:
     """Floating-point operations of one token's forward and backward pass.
 
     `6 * (parameters in matrix products) + 12 N L D`, the last term for attention scores over a context
-    of `length` (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B).
+    of `length` (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B); a banded layer's context
+    is its band.
     """
     config, decoder = definition.config, definition.abstract["decoder"]
     looked_up = decoder["positions"].size if "positions" in decoder else 0
     # A tied embedding is multiplied once, as the output matrix; a scalar model has no such matrix.
     if not config.tied or "head" in definition.abstract:
         looked_up += decoder["embedding"].size
-    return 6.0 * (definition.parameter_count - looked_up) + 12.0 * config.layers * length * config.width
+    contexts = sum(min(length, config.band(layer) or length) for layer in range(config.layers))
+    return 6.0 * (definition.parameter_count - looked_up) + 12.0 * contexts * config.width

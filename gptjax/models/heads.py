@@ -1,13 +1,17 @@
-"""Models with a purpose: a language model, and a scalar model (reward or value).
+"""Models with a purpose: a language model, a scalar model (reward or value), a masked language model.
 
 Legend: B batch, L length, D model width, V vocabulary.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gptjax.models.layers import constant_param, normal_param
+from gptjax.models.block import activate, make_norm
+from gptjax.models.encoder import Encoder, EncoderConfig
+from gptjax.models.layers import Linear, constant_param, normal_param
 from gptjax.models.matmul import matmul
 from gptjax.models.transformer import Decoder, DecoderConfig
 
@@ -59,3 +63,47 @@ class ScalarModel(nnx.Module):
         """One float32 scalar per position, `[B, L]`; keyword arguments as `Decoder`'s."""
         hidden_BxLxD = self.decoder(tokens_BxL, **kwargs)
         return jnp.squeeze(matmul(hidden_BxLxD, self.head[...], "float32"), -1) + self.bias[...]
+
+
+class MaskedLanguageModel(nnx.Module):
+    """BERT with the two heads of its pre-training (Devlin et al. 2018, section 3.1).
+
+    Masked tokens: `norm(activation(h W + b)) E^T + c` with the token embedding E and a free bias c a token.
+    Next sentence: `tanh(h_0 W + b) W' + b'` of the first token, [CLS]; class 0 is the true next sentence.
+    """
+
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+        c = self.config = config
+        self.encoder = Encoder(config, rngs)
+        linear = partial(Linear, std=c.init_std, bias=True, dtype=c.compute_dtype, rngs=rngs)
+        self.pooler = linear(c.width, c.width, axes=("embed", "mlp"))
+        self.transform = linear(c.width, c.width, axes=("embed", "mlp"))
+        self.transform_norm = make_norm(config)
+        self.output_bias = constant_param((c.vocab_size,), ("vocab",), 0.0)
+        self.next_sentence = linear(c.width, 2, axes=("embed", "class"))
+
+    def hidden(self, tokens_BxL, **kwargs) -> jax.Array:
+        """Hidden states float32 `[B, L, D]`; keyword arguments as `Encoder`'s."""
+        return self.encoder(tokens_BxL, **kwargs)
+
+    def pooled(self, hidden_BxLxD: jax.Array) -> jax.Array:
+        """`tanh(h_0 W + b)` of the first token, float32 `[B, D]`, for classification of the whole row."""
+        return jnp.tanh(self.pooler(hidden_BxLxD[:, 0]))
+
+    def token_logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits of the masked tokens, float32 `[..., V]`, from hidden states `[..., D]`.
+
+        Only the masked positions need them: gather those first.
+        """
+        x = self.transform_norm(activate(self.transform(hidden), self.config.activation))
+        embedding_VxD = self.encoder.embedding[...]
+        return matmul(x, embedding_VxD.T, self.config.compute_dtype) + self.output_bias[...]
+
+    def sentence_logits(self, hidden_BxLxD: jax.Array) -> jax.Array:
+        """Logits of "next sentence" (0) and "random sentence" (1), float32 `[B, 2]`."""
+        return self.next_sentence(self.pooled(hidden_BxLxD))
+
+    def __call__(self, tokens_BxL, **kwargs) -> tuple[jax.Array, jax.Array]:
+        """(token logits `[B, L, V]`, sentence logits `[B, 2]`); keyword arguments as `Encoder`'s."""
+        hidden_BxLxD = self.hidden(tokens_BxL, **kwargs)
+        return self.token_logits(hidden_BxLxD), self.sentence_logits(hidden_BxLxD)

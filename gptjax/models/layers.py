@@ -24,10 +24,14 @@ def constant_param(shape: tuple[int, ...], axes: tuple[str, ...], value: float) 
 
 
 class Linear(nnx.Module):
-    """`y = x W + b` with operands in `dtype` and a float32 result."""
+    """`y = x W + b` with operands in `dtype` and a float32 result.
+
+    W starts from N(0, std^2); a std of None is Xavier's, `sqrt(2 / (I + O))` (Glorot and Bengio 2010).
+    """
 
     def __init__(self, inputs, outputs, *, axes, std, bias, dtype, rngs):
         self.dtype = dtype
+        std = (2 / (inputs + outputs)) ** 0.5 if std is None else std
         self.kernel = normal_param(rngs, (inputs, outputs), axes, std)
         self.bias = constant_param((outputs,), axes[1:], 0.0) if bias else None
 

@@ -1,25 +1,71 @@
-"""Rotary position embedding (Su et al. 2021), in both pairings in use.
+"""Rotary position embedding (Su et al. 2021), in both pairings in use, and its scaling in Llama 3.1.
 
-Legend: B batch, L length, H heads, C head size.
+Legend: B batch, L length, D model width, H heads, C head size.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from gptjax.config import configclass
+from gptjax.ranges import Count, Positive
 
 
-def rotary_angles(positions_BxL: jax.Array, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
+@configclass
+class RotaryScaling:
+    """How Llama 3.1 stretches the wavelengths to a longer context (`apply_scaling` of llama-models).
+
+    Attributes:
+        factor: divides the frequencies of long wavelengths.
+        low_frequency_factor: wavelengths above `original_context / low_frequency_factor` are long.
+        high_frequency_factor: wavelengths below `original_context / high_frequency_factor` stay as they are.
+        original_context: tokens of the context before the scaling.
+    """
+
+    factor: Positive = 8.0
+    low_frequency_factor: Positive = 1.0
+    high_frequency_factor: Positive = 4.0
+    original_context: Count = 8192
+
+    def __post_init__(self):
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        if low >= high:
+            raise ValueError(f"low_frequency_factor = {low} must be below high_frequency_factor = {high}")
+
+
+def scale_frequencies(frequency: jax.Array, scaling: RotaryScaling) -> jax.Array:
+    """`(1 - s) f / factor + s f` with `s = clip((context f / 2 pi - low) / (high - low), 0, 1)`.
+
+    Long wavelengths (s = 0) are stretched by the factor, short ones (s = 1) kept, those between blended.
+
+    Args:
+        frequency: float32 `[C / 2]`, radians a token.
+        scaling: the factors and the original context.
+    """
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_context * frequency / (2 * jnp.pi)
+    s = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - s) * frequency / scaling.factor + s * frequency
+
+
+def rotary_angles(
+    positions_BxL: jax.Array, head_size: int, theta: float, scaling: RotaryScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of `position * theta^(-2i / head_size)` for i in 0 .. head_size / 2.
 
     Args:
         positions_BxL: int32 `[B, L]`.
         head_size: C, even.
         theta: base of the wavelengths, 10,000 in LLaMA.
+        scaling: of the frequencies, or None.
 
     Returns:
         two float32 arrays `[B, L, C / 2]`. Angles are float32: at position 2,048 a bfloat16 angle is
         wrong by several radians.
     """
     frequency = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+    if scaling is not None:
+        frequency = scale_frequencies(frequency, scaling)
     angles = positions_BxL.astype(jnp.float32)[..., None] * frequency
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -45,3 +91,41 @@ def apply_rotary(
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     a, b = x[..., 0::2], x[..., 1::2]
     return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+
+
+def repair_channels(weight: jax.Array, head_size: int, pairing: str) -> jax.Array:
+    """Reorders the channels of every head, so that weights made for the other pairing serve this one.
+
+    Args:
+        weight: `[..., H C]`, a kernel or bias of queries or keys; numpy stays numpy.
+        head_size: C.
+        pairing: the pairing wanted; the weight is in the other.
+
+    Returns:
+        the same shape. Channel pairs (i, i + C/2) become (2i, 2i + 1) for "interleaved", and back for "half".
+    """
+    pairs = (2, head_size // 2) if pairing == "interleaved" else (head_size // 2, 2)
+    order = np.arange(head_size).reshape(pairs).T.ravel()
+    heads = weight.reshape(*weight.shape[:-1], -1, head_size)
+    return heads[..., order].reshape(weight.shape)
+
+
+def convert_pairing(params: dict, head_size: int, pairing: str) -> dict:
+    """A decoder's parameters for the other rotary pairing.
+
+    With the config's `rotary_pairing` replaced alike the logits are the same. Hugging Face's files are
+    "half", Meta's and GGUF's "interleaved". Scores are dot products of queries and keys, so reordering the
+    channels of both alike changes nothing else.
+
+    Args:
+        params: tree of a `LanguageModel` or `ScalarModel` with rotary positions, in the other pairing.
+        head_size: C.
+        pairing: "half" or "interleaved", the pairing wanted.
+    """
+    blocks = params["decoder"]["blocks"]
+    turned = {
+        name: jax.tree.map(lambda x: repair_channels(x, head_size, pairing), blocks["attention"][name])
+        for name in ("query", "key")
+    }
+    blocks = blocks | {"attention": blocks["attention"] | turned}
+    return params | {"decoder": params["decoder"] | {"blocks": blocks}}

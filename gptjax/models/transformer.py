@@ -1,9 +1,8 @@
-"""The decoder-only transformer: its configuration, one block, the stack.
+"""The decoder-only transformer: its configuration, embeddings and stack of blocks.
 
 Legend: B batch, L length, D model width, F feed-forward width, N layers, V vocabulary, S cache slots.
 """
 
-from functools import partial
 from typing import Literal
 
 import jax
@@ -11,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptjax.config import configclass
-from gptjax.models.attention import Attention, KVCache, causal_mask
-from gptjax.models.layers import LayerNorm, Linear, RMSNorm, dropout, normal_param
-from gptjax.models.rotary import rotary_angles
+from gptjax.models.attention import KVCache, causal_mask
+from gptjax.models.block import Block, make_norm, run_stack, stack
+from gptjax.models.layers import dropout, normal_param
+from gptjax.models.rotary import RotaryScaling, rotary_angles
 from gptjax.ranges import BelowOne, Count, NonNegative, Positive
 from gptjax.sharding.rules import constrain
 
@@ -30,17 +30,21 @@ class DecoderConfig:
         heads: query heads H; they divide the width.
         kv_heads: key/value heads K (grouped attention); they divide `heads`. None means `heads`.
         mlp_width: F. None means 4 D.
-        norm: "layernorm" (GPT-2) or "rmsnorm" (LLaMA), before each sublayer and after the last block.
+        norm: "layernorm" (GPT-2) or "rmsnorm" (LLaMA).
+        norm_place: "pre" is before each sublayer and after the last block (GPT-2, LLaMA); "post" is after
+            each residual sum and nowhere else (GPT-1).
         norm_epsilon: added to the variance.
         positions: "learned" table or "rotary".
         rotary_theta, rotary_pairing: see `models/rotary.py`.
-        activation: "gelu" (tanh form), "relu", or the gated "swiglu".
+        rotary_scaling: of the frequencies, as in Llama 3.1, or None.
+        activation: "gelu" (tanh form), "gelu_erf" (exact), "relu", or the gated "swiglu".
         bias: whether linear maps and layer norms have biases.
         tied: whether the output matrix is the token embedding.
         dropout: rate on the embeddings and on each sublayer's output.
-        init_std: standard deviation of the weights; maps that end in the residual stream are divided
-            by sqrt(2 N) (GPT-2, section 2.3).
+        init_std: standard deviation of the weights; in a pre-norm model maps that end in the residual stream
+            are divided by sqrt(2 N) (GPT-2, section 2.3) and learned positions by 2 (its code).
         attention: "reference", "xla" or "cudnn".
+        attention_band: W; in every second layer a token sees the last W tokens, its own included; or None.
         compute_dtype: precision of the operands of matrix products.
         loop: "scan" compiles one block for all layers; "unroll" compiles each, which runs faster on CPU.
         remat: what the backward pass computes again: "none", "dots" (keeps matrix products), "full".
@@ -54,16 +58,19 @@ class DecoderConfig:
     kv_heads: Count | None = None
     mlp_width: Count | None = None
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_place: Literal["pre", "post"] = "pre"
     norm_epsilon: Positive = 1e-5
     positions: Literal["learned", "rotary"] = "learned"
     rotary_theta: Positive = 10_000.0
     rotary_pairing: Literal["half", "interleaved"] = "half"
-    activation: Literal["gelu", "relu", "swiglu"] = "gelu"
+    rotary_scaling: RotaryScaling | None = None
+    activation: Literal["gelu", "gelu_erf", "relu", "swiglu"] = "gelu"
     bias: bool = True
     tied: bool = True
     dropout: BelowOne = 0.0
     init_std: NonNegative = 0.02
     attention: Literal["reference", "xla", "cudnn"] = "reference"
+    attention_band: Count | None = None
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     loop: Literal["scan", "unroll"] = "scan"
     remat: Literal["none", "dots", "full"] = "none"
@@ -75,6 +82,12 @@ class DecoderConfig:
             raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
         if self.positions == "rotary" and self.head_size % 2:
             raise ValueError(f"rotary positions need an even head size, but width / heads = {self.head_size}")
+        if self.rotary_scaling is not None and self.positions != "rotary":
+            raise ValueError(f"rotary_scaling needs rotary positions, but positions = {self.positions!r}")
+        if self.attention_band is not None and self.layers % 2:
+            raise ValueError(
+                f"attention_band alternates dense and banded layers, so layers = {self.layers} must be even"
+            )
 
     @property
     def head_size(self) -> int:
@@ -91,75 +104,35 @@ class DecoderConfig:
         """F, derived for the same reason."""
         return 4 * self.width if self.mlp_width is None else self.mlp_width
 
+    def band(self, layer: int) -> int | None:
+        """W of a layer, counted from 0: dense and banded layers alternate, the first is dense."""
+        return self.attention_band if layer % 2 else None
+
+    @property
+    def attention_bias(self) -> bool:
+        """Whether the linear maps of attention have biases: as all others."""
+        return self.bias
+
     @property
     def residual_init_std(self) -> float:
-        """Standard deviation of the maps that end in the residual stream."""
-        return self.init_std / (2 * self.layers) ** 0.5
-
-
-def make_norm(config: DecoderConfig) -> nnx.Module:
-    """The normalisation the config names, over the model width."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.width, config.norm_epsilon)
-    return LayerNorm(config.width, config.norm_epsilon, bias=config.bias)
-
-
-class MLP(nnx.Module):
-    """`down(activation(up(x)))`, or for SwiGLU `down(silu(gate(x)) * up(x))` (Shazeer 2020)."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        c = config
-        self.activation = c.activation
-        linear = partial(Linear, bias=c.bias, dtype=c.compute_dtype, rngs=rngs)
-        enter = partial(linear, c.width, c.inner_width, axes=("embed", "mlp"), std=c.init_std)
-        self.up = enter()
-        self.gate = enter() if c.activation == "swiglu" else None
-        self.down = linear(c.inner_width, c.width, axes=("mlp", "embed"), std=c.residual_init_std)
-
-    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-        h_BxLxF = self.up(x_BxLxD)
-        if self.gate is not None:
-            h_BxLxF = jax.nn.silu(self.gate(x_BxLxD)) * h_BxLxF
-        elif self.activation == "gelu":
-            h_BxLxF = jax.nn.gelu(h_BxLxF, approximate=True)
-        else:
-            h_BxLxF = jax.nn.relu(h_BxLxF)
-        return self.down(h_BxLxF)
-
-
-class Block(nnx.Module):
-    """Pre-norm block: `x += attention(norm(x)); x += mlp(norm(x))`."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.dropout = config.dropout
-        self.attention_norm = make_norm(config)
-        self.attention = Attention(config, rngs)
-        self.mlp_norm = make_norm(config)
-        self.mlp = MLP(config, rngs)
-
-    def __call__(self, x_BxLxD, mask, rotation=None, cache=None, slot=None, key=None):
-        """One layer; returns (float32 `[B, L, D]`, the extended cache or None)."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        attended, cache = self.attention(self.attention_norm(x_BxLxD), mask, rotation, cache, slot)
-        x_BxLxD = x_BxLxD + dropout(attended, self.dropout, keys[0])
-        x_BxLxD = x_BxLxD + dropout(self.mlp(self.mlp_norm(x_BxLxD)), self.dropout, keys[1])
-        return constrain(x_BxLxD, ("batch", "length", None)), cache
+        """Standard deviation of the maps that end in the residual stream, which post-norm does not have."""
+        return self.init_std if self.norm_place == "post" else self.init_std / (2 * self.layers) ** 0.5
 
 
 class Decoder(nnx.Module):
-    """Embeddings, N blocks with stacked parameters `[N, ...]`, final norm."""
+    """Embeddings, N blocks with stacked parameters `[N, ...]`, and in a pre-norm model a final norm."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         c = self.config = config
         self.embedding = normal_param(rngs, (c.vocab_size, c.width), ("vocab", "embed"), c.init_std)
-        table = (c.context_length, c.width), ("position", "embed"), c.init_std / 2
+        position_std = c.init_std / 2 if c.norm_place == "pre" else c.init_std
+        table = (c.context_length, c.width), ("position", "embed"), position_std
         self.positions = normal_param(rngs, *table) if c.positions == "learned" else None
-        layer_keys = jax.random.split(rngs.params(), c.layers)
-        self.blocks = nnx.vmap(lambda key: Block(config, nnx.Rngs(params=key)))(layer_keys)
-        self.norm = make_norm(config)
+        self.blocks = stack(Block, c.layers, config, rngs)
+        self.norm = make_norm(config) if c.norm_place == "pre" else None
 
     def __call__(self, tokens_BxL, *, segment_ids=None, positions=None, key=None):
-        """Hidden states after the final norm.
+        """Hidden states after the last norm.
 
         Args:
             tokens_BxL: int32 `[B, L]`, L at most the context length.
@@ -170,29 +143,25 @@ class Decoder(nnx.Module):
         Returns:
             float32 `[B, L, D]`.
         """
-        length = tokens_BxL.shape[1]
-        if length > self.config.context_length:
-            raise ValueError(f"{length} tokens exceed the context length of {self.config.context_length}")
+        c, length = self.config, tokens_BxL.shape[1]
+        if length > c.context_length:
+            raise ValueError(f"{length} tokens exceed the context length of {c.context_length}")
         if positions is None:
             positions = jnp.arange(length, dtype=jnp.int32)[None]
-        keys = None if key is None else jax.random.split(key, self.config.layers + 1)
+        keys = None if key is None else jax.random.split(key, c.layers + 1)
         x_BxLxD = self._embed(tokens_BxL, positions)
-        x_BxLxD = dropout(x_BxLxD, self.config.dropout, None if keys is None else keys[-1])
+        x_BxLxD = dropout(x_BxLxD, c.dropout, None if keys is None else keys[-1])
         mask, rotation = causal_mask(length, segment_ids), self._rotation(positions)
-        block_def, stacked = nnx.split(self.blocks)
 
-        def layer(x, params_and_key):
-            params, layer_key = params_and_key
-            return nnx.merge(block_def, params)(x, mask, rotation, key=layer_key)[0], None
+        def layer(block, x, layer_key, kind):
+            return block(x, mask, rotation, key=layer_key, band=c.band(kind))[0]
 
-        layer = _rematerialise(layer, self.config.remat)
         layer_keys = None if keys is None else keys[:-1]
-        if self.config.loop == "scan":
-            x_BxLxD, _ = jax.lax.scan(layer, x_BxLxD, (stacked, layer_keys))
-        else:
-            for i in range(self.config.layers):
-                x_BxLxD, _ = layer(x_BxLxD, jax.tree.map(lambda a, i=i: a[i], (stacked, layer_keys)))
-        return self.norm(x_BxLxD)
+        period = 1 if c.attention_band is None else 2
+        x_BxLxD = run_stack(
+            self.blocks, x_BxLxD, layer_keys, layer, loop=c.loop, remat=c.remat, period=period
+        )
+        return self._last_norm(x_BxLxD)
 
     def extend(self, tokens_BxL, positions_BxL, mask, caches, slot, layers):
         """Hidden states of new positions that also see the cached ones.
@@ -210,10 +179,11 @@ class Decoder(nnx.Module):
         x_BxLxD = self._embed(tokens_BxL, positions_BxL)
         rotation, block_def = self._rotation(positions_BxL), nnx.split(self.blocks)[0]
         extended = []
-        for params, cache in zip(layers, caches, strict=True):
-            x_BxLxD, cache = nnx.merge(block_def, params)(x_BxLxD, mask, rotation, cache, slot)
+        for i, (params, cache) in enumerate(zip(layers, caches, strict=True)):
+            block, band = nnx.merge(block_def, params), self.config.band(i)
+            x_BxLxD, cache = block(x_BxLxD, mask, rotation, cache, slot, band=band)
             extended.append(cache)
-        return self.norm(x_BxLxD), extended
+        return self._last_norm(x_BxLxD), extended
 
     def empty_caches(self, batch: int, slots: int) -> list[KVCache]:
         """One empty `KVCache` a layer, in the compute precision."""
@@ -231,14 +201,10 @@ class Decoder(nnx.Module):
         return constrain(x_BxLxD, ("batch", "length", None))
 
     def _rotation(self, positions_BxL):
-        if self.config.positions != "rotary":
+        c = self.config
+        if c.positions != "rotary":
             return None
-        return rotary_angles(positions_BxL, self.config.head_size, self.config.rotary_theta)
+        return rotary_angles(positions_BxL, c.head_size, c.rotary_theta, c.rotary_scaling)
 
-
-def _rematerialise(layer, policy):
-    if policy == "full":
-        return jax.checkpoint(layer)
-    if policy == "dots":
-        return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    return layer
+    def _last_norm(self, x_BxLxD):
+        return x_BxLxD if self.norm is None else self.norm(x_BxLxD)

@@ -22,6 +22,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "position": None,
     "norm": None,  # gains and biases of norms: a few kilobytes
     "scalar": None,  # reward and value heads
+    "token_type": None,  # BERT's two segments
+    "class": None,  # classification heads
 }
 
 

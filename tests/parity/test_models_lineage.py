@@ -1,0 +1,246 @@
+"""The systems of the lineage with random weights, logits and gradients, against transformers and torch."""
+
+import jax
+import jax.numpy as jnp
+import lineage
+import numpy as np
+import pytest
+from golden import check_golden
+from test_models_transformers import llama_names
+
+from gptjax.models.rotary import RotaryScaling, scale_frequencies
+
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install gptjax[parity])")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (gptjax[parity])")
+
+NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+
+
+def layers_of(blocks):
+    """The stacked blocks one by one."""
+    count = len(jax.tree.leaves(blocks)[0])
+    return [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(count)]
+
+
+def norm_names(prefix, norm):
+    return {f"{prefix}.weight": norm["scale"], f"{prefix}.bias": norm["bias"]}
+
+
+def conv_names(prefix, kernel, bias):
+    """transformers' Conv1D kernels are [inputs, outputs] like ours."""
+    return {f"{prefix}.weight": kernel, f"{prefix}.bias": bias}
+
+
+def gpt1_names(tree):
+    """transformers' names -> the arrays of our tree."""
+    decoder = tree["decoder"]
+    names = {"tokens_embed.weight": decoder["embedding"], "positions_embed.weight": decoder["positions"]}
+    for i, block in enumerate(layers_of(decoder["blocks"])):
+        attention, mlp = block["attention"], block["mlp"]
+        qkv = [attention[name] for name in ("query", "key", "value")]
+        fused = [np.concatenate([x[part] for x in qkv], -1) for part in ("kernel", "bias")]
+        names |= conv_names(f"h.{i}.attn.c_attn", *fused)
+        for theirs, ours in (
+            ("attn.c_proj", attention["output"]),
+            ("mlp.c_fc", mlp["up"]),
+            ("mlp.c_proj", mlp["down"]),
+        ):
+            names |= conv_names(f"h.{i}.{theirs}", ours["kernel"], ours["bias"])
+        names |= norm_names(f"h.{i}.ln_1", block["attention_norm"])
+        names |= norm_names(f"h.{i}.ln_2", block["mlp_norm"])
+    return {f"transformer.{name}": array for name, array in names.items()}
+
+
+def linear_names(prefix, linear):
+    """transformers' Linear weights are [outputs, inputs]."""
+    return {f"{prefix}.weight": linear["kernel"].T, f"{prefix}.bias": linear["bias"]}
+
+
+def bert_names(tree):
+    """As `gpt1_names`."""
+    encoder, names = tree["encoder"], {"cls.predictions.bias": tree["output_bias"]}
+    for theirs, ours in (("word", "embedding"), ("position", "positions"), ("token_type", "token_types")):
+        names[f"bert.embeddings.{theirs}_embeddings.weight"] = encoder[ours]
+    names |= norm_names("bert.embeddings.LayerNorm", encoder["embedding_norm"])
+    for i, block in enumerate(layers_of(encoder["blocks"])):
+        layer, attention = f"bert.encoder.layer.{i}.", block["attention"]
+        for name in ("query", "key", "value"):
+            names |= linear_names(f"{layer}attention.self.{name}", attention[name])
+        names |= linear_names(f"{layer}attention.output.dense", attention["output"])
+        names |= norm_names(f"{layer}attention.output.LayerNorm", block["attention_norm"])
+        names |= linear_names(f"{layer}intermediate.dense", block["mlp"]["up"])
+        names |= linear_names(f"{layer}output.dense", block["mlp"]["down"])
+        names |= norm_names(f"{layer}output.LayerNorm", block["mlp_norm"])
+    names |= linear_names("bert.pooler.dense", tree["pooler"])
+    names |= linear_names("cls.predictions.transform.dense", tree["transform"])
+    names |= norm_names("cls.predictions.transform.LayerNorm", tree["transform_norm"])
+    return names | linear_names("cls.seq_relationship", tree["next_sentence"])
+
+
+def transformer_names(tree):
+    """As `gpt1_names`, for `torch.nn.Transformer`, whose attention biases are left out: they are 0."""
+    names, norms = {}, {"encoder": ["attention_norm", "mlp_norm"]}
+    norms["decoder"] = ["attention_norm", "cross_norm", "mlp_norm"]
+    attentions = {"attention": "self_attn", "cross_attention": "multihead_attn"}
+    for side in ("encoder", "decoder"):
+        for i, block in enumerate(layers_of(tree[side])):
+            layer = f"{side}.layers.{i}."
+            for ours in attentions.keys() & block.keys():
+                qkv = [block[ours][name]["kernel"].T for name in ("query", "key", "value")]
+                names[f"{layer}{attentions[ours]}.in_proj_weight"] = np.concatenate(qkv)
+                names[f"{layer}{attentions[ours]}.out_proj.weight"] = block[ours]["output"]["kernel"].T
+            names |= linear_names(f"{layer}linear1", block["mlp"]["up"])
+            names |= linear_names(f"{layer}linear2", block["mlp"]["down"])
+            for number, norm in enumerate(norms[side], 1):
+                names |= norm_names(f"{layer}norm{number}", block[norm])
+    return {f"stacks.{name}": array for name, array in names.items()} | {"table": tree["embedding"]}
+
+
+def load(theirs, names, tied=()):
+    """Copies the arrays into a torch module; every tensor must be given, but for the tied ones."""
+    weights = {name: torch.tensor(np.array(array)) for name, array in names.items()}
+    missing = theirs.load_state_dict(weights, strict=False)
+    assert missing.unexpected_keys == []
+    assert set(missing.missing_keys) <= set(tied)
+
+
+def check_parity(case, theirs, names, expected):
+    """Logits within 1e-4, gradients within 1e-3 of the largest entry of their tensor.
+
+    Args:
+        case: (definition, params, `params -> logits`).
+        theirs: the torch module.
+        names: our tree -> its tensors by torch's names.
+        expected: its logits, one tensor or a list.
+
+    Returns:
+        (torch's logits, torch's scalar).
+    """
+    _, params, logits_of = case
+    expected = expected if isinstance(expected, list) else [expected]
+    parts = [
+        (torch.log_softmax(x, -1) * torch.tensor(lineage.direction(tuple(x.shape)))).mean() for x in expected
+    ]
+    scalar = sum(parts)
+    scalar.backward()
+    (_, logits), gradient = jax.jit(jax.value_and_grad(lineage.scalar_of(logits_of), has_aux=True))(params)
+    for ours, true in zip(jax.tree.leaves(logits), expected, strict=True):
+        np.testing.assert_allclose(ours, true.detach().numpy(), rtol=0, atol=1e-4)
+    tensors = dict(theirs.named_parameters())
+    # A key bias moves no softmax: its gradient is zero but for the rounding of terms as large as the others.
+    rounding = 1e-3 * max(np.abs(x.grad.numpy()).max() for x in tensors.values())
+    for name, ours in names(gradient).items():
+        true = tensors[name].grad.numpy()
+        scale = max(np.abs(true).max(), rounding)
+        np.testing.assert_allclose(ours, true, rtol=0, atol=1e-3 * scale, err_msg=name)
+    return [x.detach().numpy() for x in expected], float(scalar.detach())
+
+
+def test_gpt1():
+    case = lineage.gpt1_case()
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16, "vocab_size": lineage.V}
+    theirs = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**shape, **NO_DROPOUT))
+    load(theirs, gpt1_names(case[1]), tied=["lm_head.weight"])
+    theirs.tie_weights()
+    found = check_parity(case, theirs, gpt1_names, theirs(torch.tensor(lineage.TOKENS)).logits)
+    check_golden("gpt1_logits", lineage.sampled(*found))
+
+
+def rope(theta, original_context):
+    """transformers' description of Llama 3.1's published rotary scaling."""
+    factors = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    context = {"original_max_position_embeddings": original_context}
+    return {"rope_type": "llama3", "rope_theta": theta, **factors, **context}
+
+
+def test_llama31():
+    case = lineage.llama31_case()
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = transformers.LlamaConfig(
+        **shape,
+        intermediate_size=24,
+        vocab_size=lineage.V,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        rope_parameters=rope(500_000.0, 256),
+    )
+    theirs = transformers.LlamaForCausalLM(config)
+    load(theirs, llama_names(case[1]))
+    found = check_parity(case, theirs, llama_names, theirs(torch.tensor(lineage.TOKENS)).logits)
+    check_golden("llama31_logits", lineage.sampled(*found))
+
+
+def test_rotary_scaling_at_the_published_size():
+    config = transformers.LlamaConfig(
+        hidden_size=4096, num_attention_heads=32, max_position_embeddings=131_072,
+        rope_parameters=rope(500_000.0, 8192),
+    )  # fmt: skip
+    initialise = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"]
+    theirs, attention_factor = initialise(config, torch.device("cpu"))
+    frequency = 500_000.0 ** (-jnp.arange(0, 128, 2, dtype=jnp.float32) / 128)
+    np.testing.assert_allclose(scale_frequencies(frequency, RotaryScaling()), theirs.numpy(), rtol=1e-5)
+    assert attention_factor == 1.0
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("gelu", "gelu_new"), ("gelu_erf", "gelu")])
+def test_bert(ours, theirs):
+    case, rows = lineage.bert_case(ours), lineage.bert_inputs()
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    shape |= {"vocab_size": lineage.V, "max_position_embeddings": 16}
+    # With a padding id torch withholds the gradient of that token's embedding, which padding here does not
+    # use.
+    config = transformers.BertConfig(**shape, **dropouts, hidden_act=theirs, pad_token_id=None)
+    model = transformers.BertForPreTraining(config)
+    load(model, bert_names(case[1]), tied=[f"cls.predictions.decoder.{x}" for x in ("weight", "bias")])
+    model.tie_weights()
+    types, mask = (torch.tensor(rows[name]) for name in ("token_types", "segment_ids"))
+    out = model(torch.tensor(lineage.TOKENS), token_type_ids=types, attention_mask=mask)
+    tokens = out.prediction_logits
+    expected = [tokens[0], tokens[1, :-5], out.seq_relationship_logits]
+    found = check_parity(case, model, bert_names, expected)
+    if ours == "gelu":
+        check_golden("bert_logits", lineage.sampled(*found))
+
+
+class TorchTransformer(torch.nn.Module):
+    """`torch.nn.Transformer` between embedding and logits as in Vaswani et al. 2017, sections 3.4 and 3.5."""
+
+    def __init__(self):
+        super().__init__()
+        shape = {"d_model": 16, "nhead": 4, "num_encoder_layers": 2, "num_decoder_layers": 2}
+        self.stacks = torch.nn.Transformer(
+            **shape, dim_feedforward=64, dropout=0.0, layer_norm_eps=1e-6, batch_first=True
+        )
+        # torch adds a norm after each stack, which the paper does not have.
+        self.stacks.encoder.norm = self.stacks.decoder.norm = None
+        self.table = torch.nn.Parameter(torch.zeros(lineage.V, 16))
+
+    def embed(self, tokens):
+        angles = np.arange(tokens.shape[1])[:, None] / 10_000 ** (2 * np.arange(8) / 16)
+        signal = np.zeros((tokens.shape[1], 16), np.float32)
+        signal[:, 0::2], signal[:, 1::2] = np.sin(angles), np.cos(angles)
+        return self.table[torch.tensor(tokens)] * 4.0 + torch.tensor(signal)
+
+    def forward(self, sources, targets, source_ids, target_ids):
+        length = targets.shape[1]
+        hidden = self.stacks(
+            self.embed(sources),
+            self.embed(targets),
+            tgt_mask=torch.triu(torch.ones(length, length, dtype=torch.bool), 1),
+            src_key_padding_mask=torch.tensor(source_ids == 0),
+            tgt_key_padding_mask=torch.tensor(target_ids == 0),
+            memory_key_padding_mask=torch.tensor(source_ids == 0),
+        )
+        return hidden @ self.table.T
+
+
+def test_transformer():
+    case, theirs = lineage.transformer_case(), TorchTransformer()
+    biases = [name for name in theirs.state_dict() if name.endswith(("in_proj_bias", "out_proj.bias"))]
+    load(theirs, transformer_names(case[1]), tied=biases)
+    for name in biases:
+        assert not theirs.state_dict()[name].any(), "torch starts attention biases at 0"
+    logits = theirs(*lineage.transformer_inputs())
+    found = check_parity(case, theirs, transformer_names, [logits[0], logits[1, :-4]])
+    check_golden("transformer_logits", lineage.sampled(*found))
