@@ -1,0 +1,130 @@
+"""`gptjax import`: a model from elsewhere becomes a run folder."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptjax.config import ConfigError, configclass
+from gptjax.data.byte_level import ByteLevelTokenizer
+from gptjax.data.quality import DataError
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.interop import gguf_model, huggingface
+from gptjax.interop.gguf import GgufFile
+from gptjax.interop.names import entries, read_parameters
+from gptjax.models.functional import ModelDefinition, Params
+from gptjax.models.transformer import DecoderConfig
+from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.stages.handover import KINDS, save_model
+
+# The system message that a ChatML template puts before dialogues without one. Templates are programs: they
+# are never run, this one sentence is taken out of them.
+_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]{1,2000})<\|im_end\|>")
+
+
+@configclass
+class ImportConfig:
+    """What was imported.
+
+    Attributes:
+        source: the GGUF file or the folder.
+    """
+
+    source: str
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A model whose file has been checked and whose numbers have not been read yet.
+
+    Attributes:
+        kind: "language" or "scalar".
+        config: what it is.
+        tokenizer: its own.
+        template: its chat template, "" for none.
+        parameters: reads the numbers.
+    """
+
+    kind: str
+    config: DecoderConfig
+    tokenizer: ByteLevelTokenizer | Tokenizer
+    template: str
+    parameters: Callable[[ModelDefinition], Params]
+
+
+def import_model(source: str | Path, folder: str | Path) -> Path:
+    """Reads a model and leaves it in a run folder, as a stage leaves its own.
+
+    Args:
+        source: a GGUF file, or a folder in Hugging Face's layout.
+        folder: of the run.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        ConfigError: there is no such source, or the folder holds another run.
+        DataError: the source is damaged, or a model that gptjax does not have.
+    """
+    begun, source, folder = time.monotonic(), Path(source), Path(folder)
+    config = ImportConfig(source=str(source.absolute()))
+    if stage_done(folder):
+        return open_run(folder, config)
+    model = open_foreign(source)
+    if model.tokenizer.vocab_size > model.config.vocab_size:
+        raise DataError(
+            f"{source}: the tokenizer has {model.tokenizer.vocab_size} ids, the model only "
+            f"{model.config.vocab_size}: they do not belong together"
+        )
+    definition = ModelDefinition(KINDS[model.kind], model.config)
+    open_run(folder, config)
+    params = model.parameters(definition)
+    system = system_message(model.template)
+    save_model(folder, model.kind, model.config, params, model.tokenizer, system)
+    mark_done(folder, {"seconds": time.monotonic() - begun, "parameters": definition.parameter_count})
+    return folder
+
+
+def open_foreign(source: Path) -> ForeignModel:
+    """Checks a source, without reading its numbers; errors as `import_model`."""
+    if source.is_dir():
+        return huggingface_source(source)
+    if source.is_file():
+        return gguf_source(source)
+    raise ConfigError(f"there is nothing at {source}: name a GGUF file or a folder with config.json")
+
+
+def gguf_source(path: Path) -> ForeignModel:
+    """The language model in a GGUF file."""
+    file = GgufFile(path)
+    config, family = gguf_model.decoder_config(file), file.metadata["general.architecture"]
+    template = file.metadata.get("tokenizer.chat_template", "")
+    wanted = entries(family, "gguf", config)
+    tokenizer = gguf_model.tokenizer(file)
+    return ForeignModel(
+        "language",
+        config,
+        tokenizer,
+        str(template),
+        lambda definition: read_parameters(file, wanted, definition),
+    )
+
+
+def huggingface_source(folder: Path) -> ForeignModel:
+    """The language model, or the classifier of one label, in a folder of Hugging Face's layout."""
+    found = huggingface.read_folder(folder)
+    wanted = entries(found.family, "hf", found.config, scalar=found.kind == "scalar")
+    return ForeignModel(
+        found.kind,
+        found.config,
+        huggingface.read_tokenizer(folder),
+        huggingface.read_template(folder),
+        lambda definition: read_parameters(found.tensors, wanted, definition),
+    )
+
+
+def system_message(template: str) -> str:
+    """The system message that a chat template puts before a dialogue without one; "" where there is none."""
+    found = _SYSTEM.search(template)
+    return found[1] if found else ""
