@@ -31,7 +31,7 @@ FORBIDDEN = {
     "sharding": {"models", "training", "stages", "data", "generation", "evaluation", "serving", "interop"},
     "training": {"models", "stages", "data", "generation", "evaluation", "serving", "interop"},
     "generation": {"training", "stages", "evaluation", "serving", "interop"},
-    "stages": {"serving", "interop"},
+    "stages": {"interop"},
     "config": {
         "models",
         "training",

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from gptjax.data.quality import DataError
-from gptjax.data.tokenizer_json import CONTROL, checked_vocab, parse, tokenizer_json
+from gptjax.data.tokenizer_json import CONTROL, check_merges, checked_vocab, parse, tokenizer_json
 from gptjax.data.tokenizers import refuse_surrogates
 from gptjax.errors import require
 
@@ -70,6 +70,7 @@ class ByteLevelTokenizer:
         present = {piece[0] for piece in self._bytes if len(piece) == 1}
         absent = "".join(f"\\x{byte:02x}" for byte in range(256) if byte not in present)
         self._absent = re.compile(f"[{absent}]".encode()) if absent else None
+        check_merges(description, set(vocab) - set(self.specials))
         self._backend = _backend(description, vocab, self.specials, plain)
 
     @classmethod

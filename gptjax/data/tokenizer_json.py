@@ -40,7 +40,7 @@ CUTS = {
 
 def tokenizer_json(pieces: list[str], kinds: list[int] | None, merges: list[str], cut: str) -> bytes:
     """The file for these pieces; arguments and errors as `ByteLevelTokenizer.from_pieces`."""
-    if cut not in CUTS:
+    if not isinstance(cut, str) or cut not in CUTS:
         raise DataError(f"the tokenizer cuts text by the rule {cut!r}: known are {', '.join(CUTS)}")
     if len(set(pieces)) != len(pieces):
         raise DataError(f"the tokenizer lists {len(pieces) - len(set(pieces))} of its pieces twice")
@@ -113,3 +113,24 @@ def checked_vocab(description: dict) -> tuple[dict[str, int], dict[str, bool]]:
     if len(set(ids)) != len(vocab):
         raise DataError("several pieces of the tokenizer have one id")
     return vocab, special
+
+
+def check_merges(description: dict, pieces: set[str]) -> None:
+    """Refuses merges of, or into, what is no piece: the library `tokenizers` would abort with a backtrace.
+
+    Args:
+        description: the parsed file.
+        pieces: those that text may become, which special ones are not.
+    """
+    model = description["model"]
+    merges = model.get("merges")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise DataError("this tokenizer marks the inside or the end of words, which byte-level ones do not")
+    if not isinstance(merges, list):
+        raise DataError("this tokenizer.json has no list of merges")
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise DataError(f"the merge {merge!r} is not two pieces")
+        if not pieces.issuperset((*pair, "".join(pair))):
+            raise DataError(f"the merge {merge!r} is of or into what no text may become")

@@ -17,7 +17,7 @@ def decoder_config(file: GgufFile) -> DecoderConfig:
     Raises DataError for another architecture, for what `Decoder` does not have, and for missing keys.
     """
     family = file.metadata.get("general.architecture")
-    if family not in ("llama", "gpt2"):
+    if not isinstance(family, str) or family not in ("llama", "gpt2"):
         raise DataError(f"{file.path} has the architecture {family!r}: llama and gpt2 can be imported")
     key = _Keys(file, f"{family}.")
     if "token_embd.weight" not in file.tensors:
@@ -62,7 +62,7 @@ def tokenizer(file: GgufFile) -> ByteLevelTokenizer:
     keys = {
         name: file.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "pre", "tokens", "merges")
     }
-    if keys["model"] != "gpt2":
+    if not isinstance(keys["model"], str) or keys["model"] != "gpt2":
         raise DataError(
             f"{file.path} has the tokenizer {keys['model']!r}: byte-level ones ('gpt2') can be imported"
         )
@@ -106,7 +106,7 @@ class _Keys:
     def must_be(self, name: str, wanted) -> None:
         """Refuses another value, where there is one."""
         value = self.file.metadata.get(self.prefix + name, wanted)
-        if value != wanted:
+        if type(value) is not type(wanted) or value != wanted:
             raise DataError(
                 f"{self.file.path}: {self.prefix + name} is {value!r}, but gptjax has only {wanted!r} there"
             )

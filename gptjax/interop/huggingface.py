@@ -41,7 +41,7 @@ def read_folder(folder: Path) -> FolderModel:
         DataError: a file is missing or damaged, or the model has a part that `Decoder` does not have.
     """
     settings = _Settings(folder / "config.json")
-    family = FAMILIES.get(settings.get("model_type"))
+    family = FAMILIES.get(str(settings.get("model_type")))
     if family is None:
         raise DataError(
             f"{settings.path} has the model_type {settings.get('model_type')!r}: {', '.join(FAMILIES)} can "
@@ -101,9 +101,10 @@ def _kind(settings: "_Settings") -> str:
     kind = next((kind for end, kind in HEADS.items() if str(name).endswith(end)), None)
     if kind is None:
         raise DataError(f"{settings.path} has the architecture {name!r}: it must end in {', '.join(HEADS)}")
-    labels = settings.get("id2label") or {}
-    if kind == "scalar" and settings.get("num_labels", len(labels)) != 1:
-        raise DataError(f"{settings.path} describes a classifier of {len(labels)} labels: a reward has one")
+    labels = settings.get("id2label", {})
+    count = settings.get("num_labels", len(labels) if isinstance(labels, dict) else 0)
+    if kind == "scalar" and count != 1:
+        raise DataError(f"{settings.path} describes a classifier of {count} labels: a reward has one")
     return kind
 
 
@@ -133,11 +134,9 @@ def _llama_config(settings: "_Settings") -> DecoderConfig:
     settings.must_be("head_dim", width // heads, None)
     # transformers 5 keeps both of these in rope_parameters.
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
     if rope_type != "default":
-        raise DataError(
-            f"{settings.path} scales rotary positions by {rope_type!r}, which gptjax does not have"
-        )
+        raise DataError(f"{settings.path} scales rotary positions ({rope!r}), which gptjax does not do")
     window = settings.get("sliding_window")
     if settings.get("use_sliding_window", True) and isinstance(window, int) and window < context:
         raise DataError(f"{settings.path} has a sliding_window of {window}, which gptjax does not have")

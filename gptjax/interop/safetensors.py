@@ -121,7 +121,13 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     begin, places = 8 + length, {}
     for name, entry in header.items():
         kind, shape, offsets = (_field(entry, key) for key in ("dtype", "shape", "data_offsets"))
-        sound = kind in SIZES and _counts(shape) and _counts(offsets) and len(offsets) == 2
+        sound = (
+            isinstance(kind, str)
+            and kind in SIZES
+            and _counts(shape)
+            and _counts(offsets)
+            and len(offsets) == 2
+        )
         if not sound or offsets[1] - offsets[0] != math.prod(shape) * SIZES[kind]:
             raise DataError(f"{path}: the tensor {name!r} is {kind} {shape} at {offsets}, which cannot be")
         places[name] = kind, tuple(shape), begin + offsets[0]

@@ -13,7 +13,6 @@ from gptjax.interop.exporting import export_model
 from gptjax.interop.importing import import_model
 from gptjax.models.families import gpt2, llama
 from gptjax.models.functional import ModelDefinition
-from gptjax.models.heads import LanguageModel, ScalarModel
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import KINDS, load_model, save_model
@@ -168,7 +167,15 @@ def test_a_reward_model_is_a_classifier_of_one_label(tmp_path, tokenizer, name):
     np.testing.assert_allclose(scores[:, 0], ours, rtol=0, atol=TOLERANCE)
 
 
-TEXTS = ["", " ", "  two  blanks ", "tabs\tand\r\n\n\nnewlines", "😀👩\u200d🚀 é 漢字", "def f(x):\n    return 12345", "\x00\x01"]
+TEXTS = [
+    "",
+    " ",
+    "  two  blanks ",
+    "tabs\tand\r\n\n\nnewlines",
+    "😀👩\u200d🚀 é 漢字",
+    "def f(x):\n    return 12345",
+    "\x00\x01",
+]
 
 
 def test_the_exported_tokenizer_gives_the_same_ids(tmp_path, tokenizer):
