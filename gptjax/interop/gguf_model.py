@@ -8,6 +8,7 @@ import numpy as np
 from gptjax.data.byte_level import ByteLevelTokenizer
 from gptjax.data.quality import DataError
 from gptjax.interop.gguf import GgufFile
+from gptjax.interop.names import MOST
 from gptjax.models.transformer import DecoderConfig
 
 
@@ -97,9 +98,9 @@ class _Keys:
         return float(f"{struct.unpack('f', struct.pack('f', value))[0]:.7g}") if abs(value) < 3e38 else value
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A whole number from 1."""
+        """A whole number from 1 to MOST."""
         value = self.file.metadata.get(self.prefix + name, default)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value <= MOST:
             raise DataError(f"{self.file.path}: the key {self.prefix + name!r} is {value!r}, not a count")
         return value
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from gptjax.data.byte_level import ByteLevelTokenizer, from_vocab_and_merges
 from gptjax.data.quality import DataError
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.interop.names import MOST
 from gptjax.interop.safetensors import SafetensorsFolder, read_json
 from gptjax.models.transformer import DecoderConfig
 
@@ -119,7 +120,7 @@ def _gpt2_config(settings: "_Settings") -> DecoderConfig:
         width=settings.count("n_embd"),
         layers=settings.count("n_layer"),
         heads=settings.count("n_head"),
-        mlp_width=settings.get("n_inner"),
+        mlp_width=settings.count("n_inner") if settings.get("n_inner") is not None else None,
         norm_epsilon=settings.get("layer_norm_epsilon", 1e-5),
         tied=settings.get("tie_word_embeddings", True),
     )
@@ -146,7 +147,7 @@ def _llama_config(settings: "_Settings") -> DecoderConfig:
         width=width,
         layers=settings.count("num_hidden_layers"),
         heads=heads,
-        kv_heads=settings.get("num_key_value_heads"),
+        kv_heads=settings.count("num_key_value_heads", heads),
         mlp_width=settings.count("intermediate_size"),
         norm="rmsnorm",
         norm_epsilon=settings.get("rms_norm_eps", 1e-6),
@@ -183,9 +184,9 @@ class _Settings:
         return default if value is None else value
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A whole number from 1."""
+        """A whole number from 1 to MOST."""
         value = self.get(name, default)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value <= MOST:
             raise DataError(f"{self.path}: {name} is {value!r}, not a count")
         return value
 

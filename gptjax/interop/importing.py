@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from gptjax.data.quality import DataError
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.interop import gguf_model, huggingface
 from gptjax.interop.gguf import GgufFile
-from gptjax.interop.names import entries, read_parameters
-from gptjax.models.functional import ModelDefinition, Params
-from gptjax.models.transformer import DecoderConfig
+from gptjax.interop.names import Entry, TensorSource, check_names, entries, read_parameters
+from gptjax.models.functional import ModelDefinition
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.stages.handover import KINDS, save_model
 
@@ -36,21 +34,23 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model whose file has been checked and whose numbers have not been read yet.
+    """A model whose files have been checked and whose numbers have not been read yet.
 
     Attributes:
         kind: "language" or "scalar".
-        config: what it is.
+        definition: what it is.
         tokenizer: its own.
         template: its chat template, "" for none.
-        parameters: reads the numbers.
+        tensors: its numbers.
+        wanted: what each tensor is.
     """
 
     kind: str
-    config: DecoderConfig
+    definition: ModelDefinition
     tokenizer: ByteLevelTokenizer | Tokenizer
     template: str
-    parameters: Callable[[ModelDefinition], Params]
+    tensors: TensorSource
+    wanted: list[Entry]
 
 
 def import_model(source: str | Path, folder: str | Path) -> Path:
@@ -72,56 +72,45 @@ def import_model(source: str | Path, folder: str | Path) -> Path:
     if stage_done(folder):
         return open_run(folder, config)
     model = open_foreign(source)
-    if model.tokenizer.vocab_size > model.config.vocab_size:
-        raise DataError(
-            f"{source}: the tokenizer has {model.tokenizer.vocab_size} ids, the model only "
-            f"{model.config.vocab_size}: they do not belong together"
-        )
-    definition = ModelDefinition(KINDS[model.kind], model.config)
     open_run(folder, config)
-    params = model.parameters(definition)
+    params = read_parameters(model.tensors, model.wanted, model.definition)
     system = system_message(model.template)
-    save_model(folder, model.kind, model.config, params, model.tokenizer, system)
-    mark_done(folder, {"seconds": time.monotonic() - begun, "parameters": definition.parameter_count})
+    save_model(folder, model.kind, model.definition.config, params, model.tokenizer, system)
+    summary = {"seconds": time.monotonic() - begun, "parameters": model.definition.parameter_count}
+    mark_done(folder, summary)
     return folder
 
 
 def open_foreign(source: Path) -> ForeignModel:
-    """Checks a source, without reading its numbers; errors as `import_model`."""
-    if source.is_dir():
-        return huggingface_source(source)
-    if source.is_file():
-        return gguf_source(source)
-    raise ConfigError(f"there is nothing at {source}: name a GGUF file or a folder with config.json")
+    """Checks a source without reading its numbers; errors as `import_model`."""
+    if not source.exists():
+        raise ConfigError(f"there is nothing at {source}: name a GGUF file or a folder with config.json")
+    model = huggingface_source(source) if source.is_dir() else gguf_source(source)
+    ids, rows = model.tokenizer.vocab_size, model.definition.config.vocab_size
+    if ids > rows:
+        raise DataError(
+            f"{source}: the tokenizer has {ids} ids, the model only {rows}: they do not belong together"
+        )
+    check_names(model.tensors, model.wanted, model.definition)
+    return model
 
 
 def gguf_source(path: Path) -> ForeignModel:
     """The language model in a GGUF file."""
     file = GgufFile(path)
     config, family = gguf_model.decoder_config(file), file.metadata["general.architecture"]
+    definition, wanted = ModelDefinition(KINDS["language"], config), entries(family, "gguf", config)
     template = file.metadata.get("tokenizer.chat_template", "")
-    wanted = entries(family, "gguf", config)
-    tokenizer = gguf_model.tokenizer(file)
-    return ForeignModel(
-        "language",
-        config,
-        tokenizer,
-        str(template),
-        lambda definition: read_parameters(file, wanted, definition),
-    )
+    return ForeignModel("language", definition, gguf_model.tokenizer(file), str(template), file, wanted)
 
 
 def huggingface_source(folder: Path) -> ForeignModel:
     """The language model, or the classifier of one label, in a folder of Hugging Face's layout."""
     found = huggingface.read_folder(folder)
+    definition = ModelDefinition(KINDS[found.kind], found.config)
     wanted = entries(found.family, "hf", found.config, scalar=found.kind == "scalar")
-    return ForeignModel(
-        found.kind,
-        found.config,
-        huggingface.read_tokenizer(folder),
-        huggingface.read_template(folder),
-        lambda definition: read_parameters(found.tensors, wanted, definition),
-    )
+    tokenizer, template = huggingface.read_tokenizer(folder), huggingface.read_template(folder)
+    return ForeignModel(found.kind, definition, tokenizer, template, found.tensors, wanted)
 
 
 def system_message(template: str) -> str:

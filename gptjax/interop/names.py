@@ -16,6 +16,8 @@ from gptjax.models.transformer import DecoderConfig
 
 Path = tuple[str, ...]
 SHOWN = 20
+# No model has more of anything; a file that says so would only make large shapes.
+MOST = 2**24
 
 
 class TensorSource(Protocol):
