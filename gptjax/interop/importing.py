@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.config import ConfigError, configclass
-from gptjax.data.byte_level import ByteLevelTokenizer
+from gptjax.data.byte_level import IM_START, ByteLevelTokenizer
 from gptjax.data.quality import DataError
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.interop import gguf_model, huggingface
@@ -75,6 +75,8 @@ def import_model(source: str | Path, folder: str | Path) -> Path:
     open_run(folder, config)
     params = read_parameters(model.tensors, model.wanted, model.definition)
     system = system_message(model.template)
+    if model.template and IM_START not in model.template:
+        print(f"note: {source} was taught another chat template than ChatML, in which gptjax chat writes")
     save_model(folder, model.kind, model.definition.config, params, model.tokenizer, system)
     summary = {"seconds": time.monotonic() - begun, "parameters": model.definition.parameter_count}
     mark_done(folder, summary)
