@@ -97,14 +97,14 @@ def test_greedy_reply(model, run):
 MEASURE = """
 import sys
 from pathlib import Path
-from gptjax.interop.importing import open_foreign, read_parameters
+from gptjax.interop.importing import host_shardings, open_foreign, read_parameters
 import gguf  # what dequantises is loaded before the measurement
 model = open_foreign(Path(sys.argv[1]))
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 open("/proc/self/clear_refs", "w").write("5")
 before = peak()
-params = read_parameters(model.tensors, model.wanted, model.definition)
+params = read_parameters(model.tensors, model.wanted, model.definition, host_shardings(model.definition))
 print(peak() - before)
 """
 

@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+
 from gptjax.config import ConfigError, configclass
 from gptjax.data.byte_level import IM_START, ByteLevelTokenizer
 from gptjax.data.quality import DataError
@@ -73,7 +75,7 @@ def import_model(source: str | Path, folder: str | Path) -> Path:
         return open_run(folder, config)
     model = open_foreign(source)
     open_run(folder, config)
-    params = read_parameters(model.tensors, model.wanted, model.definition)
+    params = read_parameters(model.tensors, model.wanted, model.definition, host_shardings(model.definition))
     system = system_message(model.template)
     if model.template and IM_START not in model.template:
         print(f"note: {source} was taught another chat template than ChatML, in which gptjax chat writes")
@@ -81,6 +83,12 @@ def import_model(source: str | Path, folder: str | Path) -> Path:
     summary = {"seconds": time.monotonic() - begun, "parameters": model.definition.parameter_count}
     mark_done(folder, summary)
     return folder
+
+
+def host_shardings(definition: ModelDefinition):
+    """All parameters in the host's memory: an import needs no accelerator."""
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    return jax.tree.map(lambda _: host, definition.abstract)
 
 
 def open_foreign(source: Path) -> ForeignModel:

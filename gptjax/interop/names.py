@@ -5,9 +5,11 @@ Legend: N layers, H heads, C head size, D model width.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gptjax.data.quality import DataError
@@ -78,31 +80,49 @@ def entries(family: str, layout: str, config: DecoderConfig, scalar: bool = Fals
     return found
 
 
-def read_parameters(source: TensorSource, wanted: list[Entry], definition: ModelDefinition) -> Params:
-    """The parameters, read tensor by tensor: at no time is more in memory than they and one tensor.
+def read_parameters(
+    source: TensorSource, wanted: list[Entry], definition: ModelDefinition, shardings
+) -> Params:
+    """The parameters, put in place tensor by tensor: in memory are they and one tensor.
 
     Args:
         source: the file.
         wanted: from `entries`.
-        definition: of the model; parameters that no tensor holds start from zero.
+        definition: of the model; parameters that no tensor holds are zero.
+        shardings: where each parameter shall lie, a tree like the parameters.
 
     Returns:
-        tree of float32 numpy arrays.
+        tree of float32 `jax.Array`.
 
     Raises:
         DataError: tensors are missing, left over or of another shape; the sentence lists their names.
     """
     check_names(source, wanted, definition)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), definition.abstract)
+    leaves = {_path(path): leaf for path, leaf in jax.tree.leaves_with_path(definition.abstract)}
+    places = dict(zip(leaves, jax.tree.leaves(shardings), strict=True))
+    found: dict[Path, jax.Array] = {}
     for entry in wanted:
         tensor, start = _halves(source.read(entry.name), entry.interleaved), 0
         tensor = tensor.T if entry.transposed else tensor
         for path in entry.paths:
-            target = _leaf(params, path)
-            target = target if entry.layer is None else target[entry.layer]
-            target[...] = tensor[..., start : start + target.shape[-1]]
-            start += target.shape[-1]
-    return params
+            part = tensor[..., start : start + leaves[path].shape[-1]]
+            start += part.shape[-1]
+            if entry.layer is None:
+                found[path] = jax.device_put(part, places[path])
+                continue
+            if path not in found:
+                found[path] = jnp.zeros(leaves[path].shape, jnp.float32, device=places[path])
+            # Waited for, or tensors would gather before they are written.
+            found[path] = _with_layer(found[path], part, entry.layer).block_until_ready()
+    for path, leaf in leaves.items():
+        found.setdefault(path, jnp.zeros(leaf.shape, jnp.float32, device=places[path]))
+    return jax.tree.unflatten(jax.tree.structure(definition.abstract), [found[path] for path in leaves])
+
+
+@partial(jax.jit, donate_argnums=0)
+def _with_layer(stack: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+    """The stack with one layer replaced, in the same memory."""
+    return stack.at[layer].set(part)
 
 
 def check_names(source: TensorSource, wanted: list[Entry], definition: ModelDefinition) -> None:
@@ -152,6 +172,10 @@ def _halves(tensor: np.ndarray, heads: int) -> np.ndarray:
     outputs, *inputs = tensor.shape
     paired = tensor.reshape(heads, outputs // heads // 2, 2, *inputs)
     return np.swapaxes(paired, 1, 2).reshape(outputs, *inputs)
+
+
+def _path(keys) -> Path:
+    return tuple(key.key for key in keys)
 
 
 def _leaf(tree, path: Path):
