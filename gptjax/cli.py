@@ -1,4 +1,4 @@
-"""The console script `gptjax`: train, chat, report, env.
+"""The console script `gptjax`: train, chat, report, import, export, env.
 
 Nothing heavy is imported before a command runs, so that `gptjax --help` answers at once.
 """
@@ -87,6 +87,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(command=_report)
 
+    take = commands.add_parser("import", help="make a run of a GGUF file or a Hugging Face folder")
+    take.add_argument("source", type=Path, help="the file or the folder")
+    take.add_argument("--name", help="the run's name (default: the source's)")
+    take.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="the folder of all runs (default: runs)"
+    )
+    take.set_defaults(command=_import)
+
+    export = commands.add_parser("export", help="write a run's model as a Hugging Face folder")
+    export.add_argument("run", type=Path, help="the run's folder, such as runs/quickstart")
+    export.add_argument("--to", choices=["hf"], required=True, help="the layout: hf, for transformers")
+    export.add_argument("--output", type=Path, required=True, help="the folder to write, new or empty")
+    export.set_defaults(command=_export)
+
     env = commands.add_parser("env", help="print versions and devices, to paste into a bug report")
     env.add_argument("--json", action="store_true", help="print JSON")
     env.set_defaults(command=_env)
@@ -173,6 +187,24 @@ def _report(options: argparse.Namespace) -> int:
     for run in options.runs:
         _check_folder(run)
     print(write_report(options.runs))
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from gptjax.interop.importing import import_model
+
+    name = options.name or options.source.absolute().name.removesuffix(".gguf")
+    folder = import_model(options.source, options.runs / name)
+    print(f"imported into {folder}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    _check_folder(options.run)
+    from gptjax.interop.exporting import export_model
+
+    for line in export_model(options.run, options.output):
+        print(line)
     return 0
 
 

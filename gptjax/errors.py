@@ -8,8 +8,10 @@ RESUBMIT = 75
 # Module -> what pip calls it, the extra of setup.cfg that brings it, and what needs it.
 OPTIONAL = {
     "chatterbot_corpus": ("chatterbot-corpus", "data", "the source 'chatterbot'"),
+    "gguf": ("gguf", "hub", "reading quantised GGUF files"),
     "matplotlib": ("matplotlib", "report", "the report"),
     "sklearn": ("scikit-learn", "data", "the linear baseline of the reward stage"),
+    "tokenizers": ("tokenizers", "hub", "a byte-level tokenizer"),
     "vaderSentiment": ("vaderSentiment", "data", "the lexicon score of the PPO stage"),
     "yaml": ("pyyaml", "data", "the source 'chatterbot'"),
 }

@@ -22,3 +22,23 @@ def tokenizer():
 
     hamlet = [d.text for d in read_documents("shakespeare") if d.source == "shakespeare/hamlet"]
     return Tokenizer.train(hamlet + [d.text for d in read_documents("pydoc")], vocab_size=1024)
+
+
+@pytest.fixture(scope="session")
+def byte_level():
+    """A byte-level tokenizer of 320 pieces, learnt from the language reference by the library itself."""
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed (gptjax[hub])")
+    from gptjax.data.byte_level import ByteLevelTokenizer
+    from gptjax.data.corpora import read_documents
+
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator((d.text[:2000] for d in read_documents("pydoc")[:20]), trainer)
+    return ByteLevelTokenizer(backend.to_str().encode())

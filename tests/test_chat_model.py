@@ -88,6 +88,15 @@ def test_a_dialogue_longer_than_the_context_is_refused_in_a_sentence(chat):
         said(chat, too_long)
 
 
+def test_a_model_gets_the_system_message_it_expects_unless_there_is_another(config, tokenizer, tmp_path):
+    params = jax.jit(ModelDefinition(LanguageModel, config).initialise)(jax.random.key(0))
+    save_model(tmp_path, "language", config, params, tokenizer, "Be terse.")
+    chat, own = load_chat_model(tmp_path), [{"role": "system", "content": "Sing."}, *QUESTION]
+    expected = render_prompt([{"role": "system", "content": "Be terse."}, *QUESTION], tokenizer)
+    assert chat.prompt_length(QUESTION) == len(expected)
+    assert chat.prompt_length(own) == len(render_prompt(own, tokenizer)) != len(expected)
+
+
 def test_a_run_without_a_chat_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no finished chat model yet"):
         load_chat_model(tmp_path)

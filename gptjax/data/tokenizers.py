@@ -52,9 +52,13 @@ class Tokenizer:
         vocab_size: number of ids.
         hash: sha256 of the model, in hexadecimal; two tokenizers with one hash are the same.
         pad_id, end_of_text_id, im_start_id, im_end_id: the special ids, all different.
+        file_name: what the file is called in a run folder.
+        chatml: whether it has the pieces that frame messages.
     """
 
     pad_id = 0
+    file_name = "tokenizer.model"
+    chatml = True
 
     def __init__(self, model: bytes):
         self.model = model
@@ -140,6 +144,23 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         """The UTF-8 bytes of one id (perhaps a part of a character); empty for a special id."""
         return self._bytes[id]
+
+    def piece(self, id: int) -> str:
+        """How SentencePiece writes one id."""
+        return self._pieces.id_to_piece(id)
+
+    def pieces(self) -> list[tuple[str, float, str]]:
+        """Of every id how it is written, its score, and whether it is "normal", "byte" or "control"."""
+        kinds = ((self._pieces.is_byte, "byte"), (self._pieces.is_control, "control"))
+        kinds = (*kinds, (self._pieces.is_unknown, "control"))
+        return [
+            (
+                self.piece(id),
+                self._pieces.get_score(id),
+                next((kind for test, kind in kinds if test(id)), "normal"),
+            )
+            for id in range(self.vocab_size)
+        ]
 
     def _piece_bytes(self, id: int) -> bytes:
         piece = self._pieces.id_to_piece(id)

@@ -18,8 +18,13 @@ class ChatModel:
         context_length: most tokens of dialogue and reply together.
     """
 
-    def __init__(self, engine: TextEngine):
+    def __init__(self, engine: TextEngine, system_message: str = ""):
+        """Args:
+        engine: the model.
+        system_message: put before dialogues without one; "" for nothing.
+        """
         self._engine = engine
+        self._system = [{"role": "system", "content": system_message}] if system_message else []
         self.context_length = engine.context_length
 
     def stream(
@@ -37,7 +42,7 @@ class ChatModel:
         Raises:
             ConfigError: the messages leave no room for a reply.
         """
-        prompt = render_prompt(messages, self._engine.tokenizer)
+        prompt = self._prompt(messages)
         room = self.context_length - len(prompt)
         if room < 1:
             raise ConfigError(
@@ -50,12 +55,16 @@ class ChatModel:
 
     def replies(self, dialogues: list[Messages], sampling: SamplingConfig, seeds: list[int]) -> list[str]:
         """The replies to many dialogues, one seed each."""
-        prompts = [render_prompt(messages, self._engine.tokenizer) for messages in dialogues]
+        prompts = [self._prompt(messages) for messages in dialogues]
         return self._engine.complete(prompts, sampling, seeds)
 
     def prompt_length(self, messages: Messages) -> int:
         """Tokens that the messages take as a prompt."""
-        return len(render_prompt(messages, self._engine.tokenizer))
+        return len(self._prompt(messages))
+
+    def _prompt(self, messages: Messages) -> list[int]:
+        has_system = bool(messages) and messages[0]["role"] == "system"
+        return render_prompt(messages if has_system else self._system + messages, self._engine.tokenizer)
 
 
 # Where a run's chat model lies: a single stage's own folder, or the last aligned stage of a road.
@@ -73,5 +82,6 @@ def load_chat_model(run: str | Path) -> ChatModel:
         if model_kind(folder) == "language":
             model = load_model(folder, make_mesh(MeshConfig()))
             stop = ((model.tokenizer.im_end_id,), (model.tokenizer.end_of_text_id,))
-            return ChatModel(TextEngine(model.definition, model.params, model.tokenizer, stop))
+            engine = TextEngine(model.definition, model.params, model.tokenizer, stop)
+            return ChatModel(engine, model.system_message)
     raise ConfigError(f"{run} holds no finished chat model yet: let its fine-tuning stage run to the end")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from gptjax.config import ConfigError, from_json, to_json
+from gptjax.data.byte_level import ByteLevelTokenizer
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.models.functional import ModelDefinition, Params
 from gptjax.models.heads import LanguageModel, ScalarModel
@@ -19,6 +20,8 @@ from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
 
 KINDS = {"language": LanguageModel, "scalar": ScalarModel}
+# A model folder holds one of their files.
+TOKENIZERS = (Tokenizer, ByteLevelTokenizer)
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class TrainedModel:
         params: its numbers.
         tokenizer: the only tokenizer whose ids it understands.
         digest: sha256 of the parameters as they were saved.
+        system_message: what it expects before a dialogue without a system message; "" for nothing.
     """
 
     definition: ModelDefinition
     params: Params
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | ByteLevelTokenizer
     digest: str
+    system_message: str = ""
 
 
 def parameter_digest(params: Params) -> str:
@@ -43,12 +48,20 @@ def parameter_digest(params: Params) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
+        # The bytes in place: the largest leaf of a large model is many gigabytes.
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
-def save_model(folder: Path, kind: str, config, params: Params, tokenizer: Tokenizer) -> None:
-    """Writes `folder/model/{params/, tokenizer.model, model.json}`; the last file makes it valid.
+def save_model(
+    folder: Path,
+    kind: str,
+    config,
+    params: Params,
+    tokenizer: Tokenizer | ByteLevelTokenizer,
+    system_message: str = "",
+) -> None:
+    """Writes `folder/model/` with `params/`, the tokenizer and `model.json`; the last makes it valid.
 
     Args:
         folder: a stage's run folder.
@@ -56,17 +69,19 @@ def save_model(folder: Path, kind: str, config, params: Params, tokenizer: Token
         config: the model's `DecoderConfig`.
         params: parameters to keep.
         tokenizer: stored beside them, its hash in `model.json`.
+        system_message: see `TrainedModel`.
     """
     target = folder / "model"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     save_tree(target / "params", params)
-    tokenizer.save(target / "tokenizer.model")
+    tokenizer.save(target / tokenizer.file_name)
     facts = {
         "kind": kind,
         "config": to_json(config),
         "tokenizer_hash": tokenizer.hash,
         "digest": parameter_digest(params),
+        "system_message": system_message,
     }
     write_json_atomic(target / "model.json", facts)
 
@@ -136,10 +151,10 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
             f"{folder} holds a {facts['kind']} model where a {kind} model is needed: name the run folder of "
             + ("a reward model" if kind == "scalar" else "a pretrained or fine-tuned model")
         )
-    tokenizer = Tokenizer.load(source / "tokenizer.model")
+    tokenizer = load_tokenizer(source)
     if tokenizer.hash != facts["tokenizer_hash"]:
         raise ConfigError(
-            f"{source / 'tokenizer.model'} has the hash {tokenizer.hash[:16]}..., but the model was "
+            f"{source / tokenizer.file_name} has the hash {tokenizer.hash[:16]}..., but the model was "
             f"trained with {facts['tokenizer_hash'][:16]}...: put the original tokenizer back"
         )
     definition = ModelDefinition(KINDS[facts["kind"]], from_json(facts["config"]))
@@ -150,4 +165,10 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
         shardings,
     )
     params = load_tree(source / "params", abstract)
-    return TrainedModel(definition, params, tokenizer, facts["digest"])
+    return TrainedModel(definition, params, tokenizer, facts["digest"], facts.get("system_message", ""))
+
+
+def load_tokenizer(model_folder: Path) -> Tokenizer | ByteLevelTokenizer:
+    """The tokenizer of a model folder, of the kind its file says. Raises DataError as its `load`."""
+    kinds = [kind for kind in TOKENIZERS if (model_folder / kind.file_name).exists()] or [Tokenizer]
+    return kinds[0].load(model_folder / kinds[0].file_name)

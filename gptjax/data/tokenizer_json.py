@@ -1,0 +1,136 @@
+"""The file `tokenizer.json` of a byte-level BPE: made of the lists that GGUF holds, and checked.
+
+Format: https://huggingface.co/docs/tokenizers.
+"""
+
+import json
+
+from gptjax.data.quality import DataError
+
+# Kinds of pieces in GGUF.
+CONTROL, USER_DEFINED = 3, 4
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_GPT2 = [_BYTES | {"use_regex": True}]
+_DIGITS = [{"type": "Digits", "individual_digits": True}, *_GPT2]
+
+
+def _split(pattern: str) -> list[dict]:
+    return [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, _BYTES]
+
+
+# GGUF's `tokenizer.ggml.pre` -> how text is cut before pieces are merged.
+CUTS = {
+    "gpt-2": _GPT2,
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "refact": _DIGITS,
+    "command-r": _DIGITS,
+    "codeshell": _DIGITS,
+    "llama-bpe": _split(_LLAMA3),
+    "llama3": _split(_LLAMA3),
+    "qwen2": _split(_QWEN2),
+}
+
+
+def tokenizer_json(pieces: list[str], kinds: list[int] | None, merges: list[str], cut: str) -> bytes:
+    """The file for these pieces; arguments and errors as `ByteLevelTokenizer.from_pieces`."""
+    if not isinstance(cut, str) or cut not in CUTS:
+        raise DataError(f"the tokenizer cuts text by the rule {cut!r}: known are {', '.join(CUTS)}")
+    if len(set(pieces)) != len(pieces):
+        raise DataError(f"the tokenizer lists {len(pieces) - len(set(pieces))} of its pieces twice")
+    if kinds is not None and len(kinds) != len(pieces):
+        raise DataError(f"the tokenizer has {len(pieces)} pieces, but the kinds of {len(kinds)}")
+    pairs = [merge.split(" ") for merge in merges]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise DataError("the tokenizer has merges that are not two pieces with a space between them")
+    added = [
+        {"id": id, "content": piece, "special": kind == CONTROL, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for id, (piece, kind) in enumerate(zip(pieces, kinds or [1] * len(pieces), strict=True))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    steps = CUTS[cut]
+    description = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
+        "post_processor": None,
+        "decoder": _BYTES,
+        "model": {
+            "type": "BPE",
+            "vocab": {piece: id for id, piece in enumerate(pieces)},
+            "merges": pairs,
+            "ignore_merges": cut in ("llama-bpe", "llama3"),
+        },
+    }
+    return json.dumps(description, ensure_ascii=False).encode()
+
+
+def parse(content: bytes) -> dict:
+    """The JSON of a byte-level BPE, its parts of the kinds they have to be."""
+    try:
+        description = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"this is not a tokenizer.json: {error}") from error
+    model = description.get("model") if isinstance(description, dict) else None
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise DataError("this is not the tokenizer.json of a byte pair encoding")
+    cut = description.get("pre_tokenizer")
+    steps = cut.get("pretokenizers") if isinstance(cut, dict) and cut.get("type") == "Sequence" else [cut]
+    if not isinstance(steps, list) or not any(
+        isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps
+    ):
+        raise DataError("this tokenizer does not work on bytes: import one whose pre_tokenizer is ByteLevel")
+    return description
+
+
+def checked_vocab(description: dict) -> tuple[dict[str, int], dict[str, bool]]:
+    """Piece -> id of all pieces, and added piece -> whether it is special."""
+    vocab, added = description["model"].get("vocab"), description.get("added_tokens") or []
+    if not isinstance(vocab, dict) or not vocab or not isinstance(added, list):
+        raise DataError("this tokenizer.json has no list of pieces")
+    vocab, special = dict(vocab), {}
+    for entry in added:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise DataError("an entry of added_tokens has no content")
+        piece = entry["content"]
+        if vocab.setdefault(piece, entry.get("id")) != entry.get("id"):
+            raise DataError(f"the added piece {piece!r} has the id {entry.get('id')} and {vocab[piece]}")
+        special[piece] = bool(entry.get("special"))
+    ids = vocab.values()
+    # Ids may leave gaps, but not so many that a list by id would fill the memory.
+    if not all(type(id) is int and 0 <= id < 2 * len(vocab) + 1024 for id in ids):
+        raise DataError(f"the ids of the {len(vocab)} pieces are not numbers from 0")
+    if len(set(ids)) != len(vocab):
+        raise DataError("several pieces of the tokenizer have one id")
+    return vocab, special
+
+
+def check_merges(description: dict, pieces: set[str]) -> None:
+    """Refuses merges of, or into, what is no piece: the library `tokenizers` would abort with a backtrace.
+
+    Args:
+        description: the parsed file.
+        pieces: those that text may become, which special ones are not.
+    """
+    model = description["model"]
+    merges = model.get("merges")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise DataError("this tokenizer marks the inside or the end of words, which byte-level ones do not")
+    if not isinstance(merges, list):
+        raise DataError("this tokenizer.json has no list of merges")
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise DataError(f"the merge {merge!r} is not two pieces")
+        if not pieces.issuperset((*pair, "".join(pair))):
+            raise DataError(f"the merge {merge!r} is of or into what no text may become")

@@ -1,0 +1,1 @@
+"""Models from elsewhere and to elsewhere: GGUF files and Hugging Face folders."""

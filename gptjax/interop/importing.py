@@ -1,0 +1,129 @@
+"""`gptjax import`: a model from elsewhere becomes a run folder."""
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from gptjax.config import ConfigError, configclass
+from gptjax.data.byte_level import IM_START, ByteLevelTokenizer
+from gptjax.data.quality import DataError
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.interop import gguf_model, huggingface
+from gptjax.interop.gguf import GgufFile
+from gptjax.interop.names import Entry, TensorSource, check_names, entries, read_parameters
+from gptjax.models.functional import ModelDefinition
+from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.stages.handover import KINDS, save_model
+
+# The system message that a ChatML template puts before dialogues without one. Templates are programs: they
+# are never run, this one sentence is taken out of them.
+_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]{1,2000})<\|im_end\|>")
+
+
+@configclass
+class ImportConfig:
+    """What was imported.
+
+    Attributes:
+        source: the GGUF file or the folder.
+    """
+
+    source: str
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A model whose files have been checked and whose numbers have not been read yet.
+
+    Attributes:
+        kind: "language" or "scalar".
+        definition: what it is.
+        tokenizer: its own.
+        template: its chat template, "" for none.
+        tensors: its numbers.
+        wanted: what each tensor is.
+    """
+
+    kind: str
+    definition: ModelDefinition
+    tokenizer: ByteLevelTokenizer | Tokenizer
+    template: str
+    tensors: TensorSource
+    wanted: list[Entry]
+
+
+def import_model(source: str | Path, folder: str | Path) -> Path:
+    """Reads a model and leaves it in a run folder, as a stage leaves its own.
+
+    Args:
+        source: a GGUF file, or a folder in Hugging Face's layout.
+        folder: of the run.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        ConfigError: there is no such source, or the folder holds another run.
+        DataError: the source is damaged, or a model that gptjax does not have.
+    """
+    begun, source, folder = time.monotonic(), Path(source), Path(folder)
+    config = ImportConfig(source=str(source.absolute()))
+    if stage_done(folder):
+        return open_run(folder, config)
+    model = open_foreign(source)
+    open_run(folder, config)
+    params = read_parameters(model.tensors, model.wanted, model.definition, host_shardings(model.definition))
+    system = system_message(model.template)
+    if model.template and IM_START not in model.template:
+        print(f"note: {source} was taught another chat template than ChatML, in which gptjax chat writes")
+    save_model(folder, model.kind, model.definition.config, params, model.tokenizer, system)
+    summary = {"seconds": time.monotonic() - begun, "parameters": model.definition.parameter_count}
+    mark_done(folder, summary)
+    return folder
+
+
+def host_shardings(definition: ModelDefinition):
+    """All parameters in the host's memory: an import needs no accelerator."""
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    return jax.tree.map(lambda _: host, definition.abstract)
+
+
+def open_foreign(source: Path) -> ForeignModel:
+    """Checks a source without reading its numbers; errors as `import_model`."""
+    if not source.exists():
+        raise ConfigError(f"there is nothing at {source}: name a GGUF file or a folder with config.json")
+    model = huggingface_source(source) if source.is_dir() else gguf_source(source)
+    ids, rows = model.tokenizer.vocab_size, model.definition.config.vocab_size
+    if ids > rows:
+        raise DataError(
+            f"{source}: the tokenizer has {ids} ids, the model only {rows}: they do not belong together"
+        )
+    check_names(model.tensors, model.wanted, model.definition)
+    return model
+
+
+def gguf_source(path: Path) -> ForeignModel:
+    """The language model in a GGUF file."""
+    file = GgufFile(path)
+    config, family = gguf_model.decoder_config(file), file.metadata["general.architecture"]
+    definition, wanted = ModelDefinition(KINDS["language"], config), entries(family, "gguf", config)
+    template = file.metadata.get("tokenizer.chat_template", "")
+    return ForeignModel("language", definition, gguf_model.tokenizer(file), str(template), file, wanted)
+
+
+def huggingface_source(folder: Path) -> ForeignModel:
+    """The language model, or the classifier of one label, in a folder of Hugging Face's layout."""
+    found = huggingface.read_folder(folder)
+    definition = ModelDefinition(KINDS[found.kind], found.config)
+    wanted = entries(found.family, "hf", found.config, scalar=found.kind == "scalar")
+    tokenizer, template = huggingface.read_tokenizer(folder), huggingface.read_template(folder)
+    return ForeignModel(found.kind, definition, tokenizer, template, found.tensors, wanted)
+
+
+def system_message(template: str) -> str:
+    """The system message that a chat template puts before a dialogue without one; "" where there is none."""
+    found = _SYSTEM.search(template)
+    return found[1] if found else ""

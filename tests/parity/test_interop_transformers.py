@@ -1,0 +1,216 @@
+"""Import from and export to transformers: the same logits, the same ids."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.config import to_json
+from gptjax.data.corpora import read_documents
+from gptjax.interop.exporting import export_model
+from gptjax.interop.importing import import_model
+from gptjax.models.families import gpt2, llama
+from gptjax.models.functional import ModelDefinition
+from gptjax.runs import write_json_atomic
+from gptjax.sharding.mesh import MeshConfig, make_mesh
+from gptjax.stages.handover import KINDS, load_model, save_model
+
+torch = pytest.importorskip("torch", reason="torch is not installed (pip install gptjax[parity])")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (gptjax[parity])")
+
+TOKENS = np.random.default_rng(0).integers(0, 300, (2, 16))
+# float32 sums in another order; logits are of the size of 1 to 10.
+TOLERANCE = 1e-4
+
+
+def theirs_gpt2():
+    config = transformers.GPT2Config(
+        vocab_size=320, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def theirs_llama(tied=False):
+    config = transformers.LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        tie_word_embeddings=tied,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def theirs_mistral():
+    config = transformers.MistralConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        sliding_window=None,
+    )
+    return transformers.MistralForCausalLM(config)
+
+
+def theirs_reward():
+    config = theirs_llama().config
+    config.num_labels, config.pad_token_id = 1, 0
+    return transformers.LlamaForSequenceClassification(config)
+
+
+def spread(model):
+    """Weights large enough that the logits are no constants, norms that are not 1."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def outputs(folder, tokens=TOKENS):
+    """What a run of ours computes."""
+    model = load_model(folder, make_mesh(MeshConfig()))
+    return np.asarray(jax.jit(model.definition.apply)(model.params, jnp.asarray(tokens)))
+
+
+@pytest.mark.parametrize("make", [theirs_gpt2, theirs_llama, lambda: theirs_llama(True), theirs_mistral])
+@pytest.mark.parametrize("shard", ["1GB", "40KB"])
+def test_import_gives_the_same_logits(tmp_path, byte_level, make, shard):
+    theirs = spread(make())
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
+    assert (tmp_path / "theirs" / "model.safetensors").exists() == (shard == "1GB")
+    byte_level.save(tmp_path / "theirs" / "tokenizer.json")
+    run = import_model(tmp_path / "theirs", tmp_path / "run")
+    expected = theirs(torch.tensor(TOKENS)).logits.detach().numpy()
+    np.testing.assert_allclose(outputs(run), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_import_of_half_precision_gives_the_logits_of_those_weights(tmp_path, byte_level):
+    theirs = spread(theirs_llama()).to(torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "theirs")
+    byte_level.save(tmp_path / "theirs" / "tokenizer.json")
+    run = import_model(tmp_path / "theirs", tmp_path / "run")
+    expected = theirs.float()(torch.tensor(TOKENS)).logits.detach().numpy()
+    np.testing.assert_allclose(outputs(run), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_import_of_a_reward_model(tmp_path, byte_level):
+    theirs = spread(theirs_reward())
+    theirs.save_pretrained(tmp_path / "theirs")
+    byte_level.save(tmp_path / "theirs" / "tokenizer.json")
+    run = import_model(tmp_path / "theirs", tmp_path / "run")
+    hidden = theirs.model(torch.tensor(TOKENS)).last_hidden_state
+    expected = theirs.score(hidden).detach().numpy()[..., 0]
+    np.testing.assert_allclose(outputs(run), expected, rtol=0, atol=TOLERANCE)
+
+
+SHAPE = {"vocab_size": 1024, "context_length": 64, "width": 32, "layers": 3, "heads": 4}
+OURS = {
+    "gpt2": gpt2("124M", **SHAPE),
+    "gpt2, untied": gpt2("124M", **SHAPE, tied=False, mlp_width=48),
+    "llama": llama("7B", **SHAPE, kv_heads=2, mlp_width=48, rotary_theta=777.0),
+    "llama, tied": llama("7B", **SHAPE, mlp_width=48, tied=True),
+    "llama, interleaved": llama("7B", **SHAPE, kv_heads=2, mlp_width=48, rotary_pairing="interleaved"),
+}
+
+
+def own_run(folder, config, tokenizer, kind="language"):
+    """A run with random weights."""
+    rng, definition = np.random.default_rng(1), ModelDefinition(KINDS[kind], config)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), definition.abstract)
+    folder.mkdir(exist_ok=True)
+    write_json_atomic(folder / "config.json", to_json(config))
+    save_model(folder, kind, config, params, tokenizer)
+    return folder
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_export_gives_the_same_logits_and_comes_back(tmp_path, tokenizer, name):
+    run = own_run(tmp_path / "run", OURS[name], tokenizer)
+    list(export_model(run, tmp_path / "hf"))
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ours = outputs(run)
+    np.testing.assert_allclose(
+        theirs.eval()(torch.tensor(TOKENS)).logits.detach(), ours, rtol=0, atol=TOLERANCE
+    )
+    again = import_model(tmp_path / "hf", tmp_path / "again")
+    np.testing.assert_allclose(outputs(again), ours, rtol=0, atol=1e-5)
+    assert load_model(again, make_mesh(MeshConfig())).tokenizer.hash == tokenizer.hash
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_reward_model_is_a_classifier_of_one_label(tmp_path, tokenizer, name):
+    run = own_run(tmp_path / "run", OURS[name], tokenizer, "scalar")
+    said = list(export_model(run, tmp_path / "hf"))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    tokens = np.random.default_rng(2).integers(10, 1000, (2, 16))
+    ours = outputs(run, tokens)[:, -1]
+    if name == "llama":  # whose classifier has no bias
+        bias = float(load_model(run, make_mesh(MeshConfig())).params["bias"][0])
+        assert f"{bias:.6g}" in said[0]
+        ours = ours - bias
+    scores = theirs(torch.tensor(tokens)).logits.detach().numpy()
+    assert scores.shape == (2, 1)
+    np.testing.assert_allclose(scores[:, 0], ours, rtol=0, atol=TOLERANCE)
+
+
+TEXTS = [
+    "",
+    " ",
+    "  two  blanks ",
+    "tabs\tand\r\n\n\nnewlines",
+    "😀👩\u200d🚀 é 漢字",
+    "def f(x):\n    return 12345",
+    "\x00\x01",
+]
+
+
+def test_the_exported_tokenizer_gives_the_same_ids(tmp_path, tokenizer):
+    run = own_run(tmp_path / "run", OURS["llama"], tokenizer)
+    list(export_model(run, tmp_path / "hf"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    texts = TEXTS + [document.text for document in read_documents("pydoc", split="heldout")[:30]]
+    texts += [document.text for document in read_documents("ratings", split="heldout")[:100]]
+    for text in texts:
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ids == tokenizer.encode(text)
+        assert theirs.decode(ids) == text
+    assert theirs.eos_token_id == tokenizer.end_of_text_id and theirs.pad_token_id == tokenizer.pad_id
+
+
+def test_the_exported_chat_template_writes_what_our_chat_writes(tmp_path, tokenizer):
+    from gptjax.data.chat import render_prompt
+
+    run = own_run(tmp_path / "run", OURS["llama"], tokenizer)
+    list(export_model(run, tmp_path / "hf"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is a ☃?"},
+        {"role": "assistant", "content": "Snow."},
+        {"role": "user", "content": "Why?"},
+    ]
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == render_prompt(messages, tokenizer)
+    stops = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
+    assert set(stops) == {tokenizer.end_of_text_id, tokenizer.im_end_id}
+
+
+def test_byte_level_ids_are_those_of_transformers(tmp_path, byte_level):
+    byte_level.save(tmp_path / "tokenizer.json")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in TEXTS:
+        assert theirs.encode(text, add_special_tokens=False) == byte_level.encode(text)
