@@ -22,6 +22,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "position": None,
     "norm": None,  # gains and biases of norms: a few kilobytes
     "scalar": None,  # reward and value heads
+    "rank": None,  # of low-rank adapters: a handful
 }
 
 
