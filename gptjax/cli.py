@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-new-tokens", help="the longest reply")
     chat.add_argument("--seed", help="of the first reply; each reply adds one")
     chat.add_argument("--system", help="a system message")
+    chat.add_argument("--weights", choices=["int8", "int4"], help="quantise the linear maps to 8 or 4 bits")
     chat.set_defaults(command=_chat)
 
     report = commands.add_parser("report", help="write report.md and report.html of one or more runs")
@@ -160,10 +161,11 @@ def _chat(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             settings = settings.set(name, getattr(options, name))
     _check_folder(options.run)
+    from gptjax.models.quantization import WEIGHT_FORMATS
     from gptjax.serving.chat_model import load_chat_model
 
     use_compilation_cache()
-    chat(load_chat_model(options.run), settings)
+    chat(load_chat_model(options.run, WEIGHT_FORMATS.get(options.weights)), settings)
     return 0
 
 

@@ -146,7 +146,7 @@ def _find(
 
 
 def _child(config: typing.Any, name: str) -> typing.Any:
-    """The value of a field; a group that is none has the defaults of its class, so that its keys can be set."""
+    """The value of a field; a group that is none gets the defaults of its class."""
     value, kind = getattr(config, name), _bare(fields_of(config)[name])
     if value is not None or not (isinstance(kind, type) and pydantic.dataclasses.is_pydantic_dataclass(kind)):
         return value

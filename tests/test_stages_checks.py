@@ -97,7 +97,7 @@ def test_a_tokenizer_of_another_size_is_refused(models, tmp_path, stored):
         ),
         (
             "--finetune.lora.targets querry",
-            "finetune.lora.targets: 'querry' names no linear map of the model",
+            "finetune.lora.targets: 'querry' names no linear map",
         ),
         ("--finetune.base runs/x", "finetune.base = 'runs/x' has no effect in a road"),
         ("--reward.base runs/x", "reward.base = 'runs/x' has no effect in a road"),
