@@ -1,4 +1,4 @@
-"""The console script `gptjax`: train, chat, report, env.
+"""The console script `gptjax`: train, chat, report, models, env.
 
 Nothing heavy is imported before a command runs, so that `gptjax --help` answers at once.
 """
@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(command=_report)
 
+    models = commands.add_parser("models", help="list the published models and the memory they need")
+    models.add_argument("families", nargs="*", metavar="FAMILY", help="such as llama3; all without it")
+    models.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    models.set_defaults(command=_models)
+
     env = commands.add_parser("env", help="print versions and devices, to paste into a bug report")
     env.add_argument("--json", action="store_true", help="print JSON")
     env.set_defaults(command=_env)
@@ -175,6 +180,19 @@ def _report(options: argparse.Namespace) -> int:
     for run in options.runs:
         _check_folder(run)
     print(write_report(options.runs))
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from gptjax.models.catalogue import catalogue, catalogue_text
+
+    entries = catalogue(options.families)
+    if options.json:
+        import json
+
+        print(json.dumps(entries, indent=2))
+    else:
+        print(catalogue_text(entries))
     return 0
 
 

@@ -30,6 +30,7 @@ from gptjax import cli
 from gptjax.config import ConfigError, load_experiment
 from gptjax.data.quality import DataError
 from gptjax.models.lora import LoraConfig
+from gptjax.models.quantization import QuantizationConfig
 from gptjax.overrides import override
 from gptjax.runs import open_run
 from gptjax.serving.terminal import HELP, Settings
@@ -185,6 +186,12 @@ def test_keys_of_adapters_are_those_of_the_code():
     settings = dataclasses.asdict(LoraConfig())
     shown = {name: ",".join(value) if name == "targets" else str(value) for name, value in settings.items()}
     assert {row[0]: row[1] for row in rows} == shown
+
+
+def test_keys_of_quantisation_are_those_of_the_code():
+    rows = table("docs/models.md", "Quantised weights")
+    settings = dataclasses.asdict(QuantizationConfig())
+    assert {row[0]: row[1] for row in rows} == {name: str(value).lower() for name, value in settings.items()}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -5,7 +5,12 @@ family's style is `gpt2("124M", width=256, layers=4, heads=4)`. LLaMA's `mlp_wid
 change both.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from gptjax.config import ConfigError
+from gptjax.models.heads import LanguageModel
 from gptjax.models.transformer import DecoderConfig
 
 # name: (layers, width, heads)
@@ -101,3 +106,30 @@ def _look_up(family, sizes, size):
     if size not in sizes:
         raise ConfigError(f"{family} was not published in size {size!r}: use one of {', '.join(sizes)}")
     return sizes[size]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family as a list of its sizes, for those who want all of them.
+
+    Attributes:
+        title: its name in print.
+        make: size -> configuration.
+        sizes: every size of the paper, smallest first.
+        model: the module of the published checkpoints.
+        cached: whether it generates, and so keeps keys and values.
+    """
+
+    title: str
+    make: Callable[[str], Any]
+    sizes: tuple[str, ...]
+    model: Callable = LanguageModel
+    cached: bool = True
+
+
+FAMILIES = {
+    "gpt2": Family("GPT-2", gpt2, tuple(_GPT2)),
+    "llama": Family("LLaMA", llama, tuple(_LLAMA)),
+    "llama2": Family("Llama 2", llama2, tuple(_LLAMA2)),
+    "llama3": Family("Llama 3", llama3, tuple(_LLAMA3)),
+}

@@ -159,6 +159,20 @@ def quantized_axes(axes: Params, config: QuantizationConfig, abstract: Params) -
 WEIGHT_FORMATS = {"int8": QuantizationConfig(bits=8), "int4": QuantizationConfig(bits=4)}
 
 
+def quantized_bytes(abstract: Params, config: QuantizationConfig) -> int:
+    """Bytes of `quantize(params, config)`, from the shapes alone; the groups must divide the inputs."""
+    total = tree_bytes(abstract)
+    for path in linear_maps(abstract):
+        kernel = abstract
+        for name in path:
+            kernel = kernel[name]
+        inputs, columns = kernel.shape[-2], kernel.size // kernel.shape[-2]
+        values = inputs if config.bits == 8 else -(-inputs // 2)
+        scales = inputs // (config.group_size or inputs) * jnp.dtype(config.scale_dtype).itemsize
+        total += columns * (values + scales) - tree_bytes(kernel)
+    return total
+
+
 def tree_bytes(params) -> int:
     """Bytes of all arrays of a tree, also of abstract ones."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
