@@ -28,7 +28,7 @@ from gptjax.training.metrics import read_metrics
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("query", "mlp.up"))
 # Killed while it saves, then stopped by SIGTERM at a step that no checkpoint was due at.
-DEATHS = [("saving", 2, SIGKILL, -SIGKILL), ("metrics", 2, SIGTERM, RESUBMIT)]
+DEATHS = [("saving", 2, SIGKILL, -SIGKILL), ("metrics", 1, SIGTERM, RESUBMIT)]
 
 
 class Runs:

@@ -79,9 +79,7 @@ def load_adapters(
     """
     source = Path(folder) / "adapters"
     if not (source / "adapters.json").exists():
-        raise ConfigError(
-            f"{folder} holds no adapters: name the run folder of a finished fine-tuning with lora"
-        )
+        raise ConfigError(f"{folder} holds no adapters: name a finished fine-tuning run with lora")
     facts = json.loads((source / "adapters.json").read_text("utf-8"))
     if facts["base_digest"] != base.digest:
         raise ConfigError(
