@@ -18,6 +18,7 @@ from gptjax.models.lora import (
     target_maps,
     unmerge,
 )
+from gptjax.models.quantization import QuantizationConfig, QuantizedMatrix, dequantize, quantize
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.stages.adapters import make_adapted_step
@@ -192,6 +193,17 @@ def test_adapters_of_another_model_are_refused():
     adapters["decoder"]["blocks"]["mlp"] = {"gate": adapters["decoder"]["blocks"]["mlp"]["gate"]}
     with pytest.raises(ConfigError, match="the adapters have decoder.blocks.mlp.gate, which the model lacks"):
         merge(draw(MODELS["gpt2"].abstract), adapters, EVERY)
+
+
+def test_a_quantised_base_is_adapted_by_its_values():
+    definition, lora = MODELS["llama"], LoraConfig(rank=2, targets=("query",))
+    small = quantize(draw(definition.abstract), QuantizationConfig(bits=4))
+    adapters = draw(LoraDefinition(definition, lora).abstract, seed=1)
+    merged = merge_jit(small, adapters, lora)
+    expected = merge_jit(dequantize(small), adapters, lora)["decoder"]["blocks"]["attention"]["query"]
+    attention = merged["decoder"]["blocks"]["attention"]
+    np.testing.assert_allclose(attention["query"]["kernel"], expected["kernel"], rtol=1e-6)
+    assert isinstance(attention["value"]["kernel"], QuantizedMatrix)
 
 
 def test_axes_are_those_of_the_map_around_the_rank(model):

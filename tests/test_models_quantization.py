@@ -187,7 +187,7 @@ def test_a_model_on_quantised_weights_is_the_model_on_their_values(model):
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
     exact = apply(params, TOKENS)
     assert np.abs(ours - exact).max() > 1e-3
-    finer = np.abs(apply(quantize(params, INT8), TOKENS) - exact).max()
+    finer = np.abs(apply(dequantize(quantize(params, INT8)), TOKENS) - exact).max()
     assert finer < 0.3 * np.abs(ours - exact).max()
 
 

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from gptjax.config import ConfigError, configclass
 from gptjax.models.functional import ModelDefinition, Params, linear_maps
+from gptjax.models.quantization import QuantizedMatrix, dequantize_matrix
 from gptjax.ranges import Count, Positive
 
 ALL = "all"
@@ -118,7 +119,7 @@ def merge(params: Params, adapters: Params, config: LoraConfig) -> Params:
     """The model's parameters with the adapters added: `W + (alpha / r) A B`. Pure and differentiable.
 
     Args:
-        params: the base model's parameters.
+        params: the base model's parameters; of a quantised base the adapted maps come back in float32.
         adapters: of the same model.
         config: the one they were made with.
 
@@ -160,6 +161,8 @@ class LoraDefinition:
 def _add(params, adapters, scale, path):
     if path[-1:] == ("kernel",):
         a, b = adapters["a"], adapters["b"]
+        if isinstance(params, QuantizedMatrix):
+            params = dequantize_matrix(params)
         shape = (*a.shape[:-1], b.shape[-1])
         if shape != params.shape:
             raise ConfigError(
