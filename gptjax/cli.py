@@ -1,4 +1,4 @@
-"""The console script `gptjax`: train, chat, report, import, export, env.
+"""The console script `gptjax`: train, chat, report, import, export, models, env.
 
 Nothing heavy is imported before a command runs, so that `gptjax --help` answers at once.
 """
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-new-tokens", help="the longest reply")
     chat.add_argument("--seed", help="of the first reply; each reply adds one")
     chat.add_argument("--system", help="a system message")
+    chat.add_argument("--weights", choices=["int8", "int4"], help="quantise the linear maps to 8 or 4 bits")
     chat.set_defaults(command=_chat)
 
     report = commands.add_parser("report", help="write report.md and report.html of one or more runs")
@@ -100,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", choices=["hf"], required=True, help="the layout: hf, for transformers")
     export.add_argument("--output", type=Path, required=True, help="the folder to write, new or empty")
     export.set_defaults(command=_export)
+
+    models = commands.add_parser("models", help="list the published models and the memory they need")
+    models.add_argument("families", nargs="*", metavar="FAMILY", help="such as llama3; all without it")
+    models.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    models.set_defaults(command=_models)
 
     env = commands.add_parser("env", help="print versions and devices, to paste into a bug report")
     env.add_argument("--json", action="store_true", help="print JSON")
@@ -174,10 +180,11 @@ def _chat(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             settings = settings.set(name, getattr(options, name))
     _check_folder(options.run)
+    from gptjax.models.quantization import WEIGHT_FORMATS
     from gptjax.serving.chat_model import load_chat_model
 
     use_compilation_cache()
-    chat(load_chat_model(options.run), settings)
+    chat(load_chat_model(options.run, WEIGHT_FORMATS.get(options.weights)), settings)
     return 0
 
 
@@ -205,6 +212,19 @@ def _export(options: argparse.Namespace) -> int:
 
     for line in export_model(options.run, options.output):
         print(line)
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from gptjax.models.catalogue import catalogue, catalogue_text
+
+    entries = catalogue(options.families)
+    if options.json:
+        import json
+
+        print(json.dumps(entries, indent=2))
+    else:
+        print(catalogue_text(entries))
     return 0
 
 

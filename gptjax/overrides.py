@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterator
 
 import pydantic
+import pydantic.dataclasses
 
 from gptjax.config import ConfigError, explain, fields_of, invalid_value, is_config, nearest
 
@@ -23,7 +24,8 @@ def override(
     """Returns the configuration with `--dotted.key value` or `--dotted.key=value` applied, all at once.
 
     Hyphens and underscores are the same. Booleans are `true` and `false`, the absent value is `none`; lists
-    are `a,b` or JSON, mappings `name=value,name=value` or JSON.
+    are `a,b` or JSON, mappings `name=value,name=value` or JSON. To set a key of a group that is none switches
+    the group on, with the defaults of its other keys.
 
     Args:
       config: a configclass.
@@ -124,7 +126,7 @@ def _find(
     for part in key.split("."):
         name = part.replace("-", "_")
         if is_config(node) and name in fields_of(node):
-            annotation, node = fields_of(node)[name], getattr(node, name)
+            annotation, node = fields_of(node)[name], _child(node, name)
         elif isinstance(node, dict) and {part, name} & set(node):
             name = part if part in node else name
             annotation, node = (typing.get_args(_bare(annotation)) or (str, typing.Any))[1], node[name]
@@ -143,8 +145,17 @@ def _find(
     return path, annotation
 
 
+def _child(config: typing.Any, name: str) -> typing.Any:
+    """The value of a field; a group that is none gets the defaults of its class."""
+    value, kind = getattr(config, name), _bare(fields_of(config)[name])
+    if value is not None or not (isinstance(kind, type) and pydantic.dataclasses.is_pydantic_dataclass(kind)):
+        return value
+    required = any(field.is_required() for field in kind.__pydantic_fields__.values())
+    return None if required else kind()
+
+
 def _keys(node: typing.Any, prefix: str = "") -> Iterator[str]:
-    children = {name: getattr(node, name) for name in fields_of(node)} if is_config(node) else node
+    children = {name: _child(node, name) for name in fields_of(node)} if is_config(node) else node
     for name, child in children.items():
         if is_config(child):
             yield from _keys(child, f"{prefix}{name}.")
@@ -216,7 +227,7 @@ def _rebuild(node: typing.Any, changes: dict[tuple, typing.Any], file: str, pref
         groups.setdefault(head, {})[tuple(rest)] = value
     replaced = {}
     for name, below in groups.items():
-        child = node[name] if isinstance(node, dict) else getattr(node, name)
+        child = node[name] if isinstance(node, dict) else _child(node, name)
         replaced[name] = below[()] if () in below else _rebuild(child, below, file, f"{prefix}{name}.")
     if isinstance(node, dict):
         return {**node, **replaced}

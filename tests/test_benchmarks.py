@@ -8,7 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+import tiny
+
+from gptjax.data.corpora import read_documents
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.models.functional import ModelDefinition
+from gptjax.models.heads import LanguageModel
+from gptjax.stages.handover import save_model
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train_step", "decode", "startup")
@@ -247,3 +255,17 @@ def test_a_page_shows_figures_and_verdicts(results):
         "| --- | --- | --- | --- | --- |",
         "| a | 12,346 | 0.751 | met | - |",
     ]
+
+
+def test_quantised_weights_are_measured_on_held_out_text(tmp_path, monkeypatch, capsys):
+    params = jax.jit(ModelDefinition(LanguageModel, tiny.MODEL).initialise)(jax.random.key(0))
+    tokenizer = Tokenizer.train([d.text for d in read_documents("pydoc")[:20]], tiny.MODEL.vocab_size)
+    save_model(tmp_path, "language", tiny.MODEL, params, tokenizer)
+    words = ["quantization.py", str(tmp_path), "--source", "pydoc", "--bytes", "2000", "--group-size", "8"]
+    monkeypatch.setattr(sys, "argv", words)
+    importlib.import_module("quantization").main()
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["float32", "int8", "int4", "int8, groups of 8", "int4, groups of 8"]
+    # An untrained model says every piece with the same probability, whatever its weights' format.
+    assert all(abs(float(row[4]) / tiny.MODEL.vocab_size - 1) < 0.1 for row in rows)
+    assert float(rows[0][2]) > float(rows[1][2]) > float(rows[2][2])

@@ -46,10 +46,16 @@ class DeepModel(Model):
 
 
 @configclass
+class Sized:
+    size: int
+
+
+@configclass
 class Experiment:
     optimizer: Optimizer = Optimizer()
     model: Model = Model()
     draft: Model | None = None
+    sized: Sized | None = None
     steps: Annotated[int, Field(gt=0)] = 10
     weights: dict[str, float] = Field(default_factory=lambda: {"a": 1.0, "b_c": 2.0})
     shuffle: bool = False
@@ -86,6 +92,11 @@ def test_override_sets_one_key(arguments, key, value):
     for part in key.split("."):
         changed = changed[part]
     assert changed == value and type(changed) is type(value)
+
+
+def test_a_key_of_a_group_that_is_none_switches_the_group_on():
+    assert override(BASE, ["--draft.width", "8"]).draft == Model(width=8)
+    assert BASE.draft is None, "the original must not change"
 
 
 def test_a_mapping_is_replaced_whole():
@@ -127,7 +138,9 @@ def test_keys_that_depend_on_each_other_change_together():
         ),
         ("--model.heads 5", "exp.py: model: heads = 5 does not divide width = 64"),
         ("--model big", "key 'model' in exp.py is a group: set one of its keys, such as 'model.width'"),
-        ("--draft.width 8", "key 'draft.width' in exp.py cannot be set: 'draft' is none there"),
+        ("--sized.size 8", "key 'sized.size' in exp.py cannot be set: 'sized' is none there"),
+        ("--draft.widht 8", "unknown key 'draft.widht' in exp.py: the nearest valid key is 'draft.width'"),
+        ("--draft.heads 5", "exp.py: draft: heads = 5 does not divide width = 64"),
         ("--steps", "key 'steps' has no value: write --steps VALUE"),
         ("--steps --shuffle true", "key 'steps' has no value: write --steps VALUE"),
         ("--steps true", "key 'steps' in exp.py must be an integer, but 'true' was given"),
@@ -211,7 +224,7 @@ def test_describe_lists_every_key():
     assert "--optimizer.kind adamw|sgd = adamw its name, its limit." in shown
     assert "--optimizer.clip float|None = 1.0 its name, its limit." in shown
     assert "--weights dict[str, float] = a=1.0,b_c=2.0" in shown
-    assert len(lines) == 4 + 2 + 6
+    assert len(lines) == 4 + 2 + 7
 
 
 HEADER = "from dataclasses import replace\nfrom test_config import Experiment, Model, Optimizer\n"

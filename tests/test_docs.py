@@ -1,5 +1,6 @@
 """The pages are true: commands run, examples run, tables are those of the code, what they name is there."""
 
+import dataclasses
 import inspect
 import io
 import json
@@ -30,6 +31,8 @@ from test_interop_gguf import LLAMA, llama_tensors
 from gptjax import cli
 from gptjax.config import ConfigError, load_experiment
 from gptjax.data.quality import DataError
+from gptjax.models.lora import LoraConfig
+from gptjax.models.quantization import QuantizationConfig
 from gptjax.overrides import override
 from gptjax.runs import open_run
 from gptjax.serving.terminal import HELP, Settings
@@ -182,6 +185,19 @@ def test_keys_and_defaults_are_those_of_the_code(stage):
     rows = table(f"docs/{stage}.md", "Configuration")
     assert len(rows) > 5
     assert [row[1] for row in rows] == [default_of(STAGES[stage], row[0]) for row in rows]
+
+
+def test_keys_of_adapters_are_those_of_the_code():
+    rows = table("docs/finetune.md", "Low-rank adapters")
+    settings = dataclasses.asdict(LoraConfig())
+    shown = {name: ",".join(value) if name == "targets" else str(value) for name, value in settings.items()}
+    assert {row[0]: row[1] for row in rows} == shown
+
+
+def test_keys_of_quantisation_are_those_of_the_code():
+    rows = table("docs/models.md", "Quantised weights")
+    settings = dataclasses.asdict(QuantizationConfig())
+    assert {row[0]: row[1] for row in rows} == {name: str(value).lower() for name, value in settings.items()}
 
 
 @pytest.mark.parametrize("stage", STAGES)

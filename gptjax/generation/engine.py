@@ -26,7 +26,7 @@ class TextEngine:
 
     def __init__(self, definition: ModelDefinition, params, tokenizer, stop_sequences):
         """Args:
-        definition, params: a language model.
+        definition, params: a language model; the parameters may come from `quantize`.
         tokenizer: its tokenizer.
         stop_sequences: token sequences that end a reply; where several match, the longest is cut off.
         """

@@ -5,9 +5,14 @@ family's style is `gpt2("124M", width=256, layers=4, heads=4)`. LLaMA's `mlp_wid
 change both.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from gptjax.config import ConfigError
 from gptjax.models.encoder import EncoderConfig
-from gptjax.models.encoder_decoder import EncoderDecoderConfig
+from gptjax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from gptjax.models.heads import LanguageModel, MaskedLanguageModel
 from gptjax.models.rotary import RotaryScaling
 from gptjax.models.transformer import DecoderConfig
 
@@ -224,3 +229,35 @@ def _look_up(family, sizes, size):
     if size not in sizes:
         raise ConfigError(f"{family} was not published in size {size!r}: use one of {', '.join(sizes)}")
     return sizes[size]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family as a list of its sizes, for those who want all of them.
+
+    Attributes:
+        title: its name in print.
+        make: size -> configuration.
+        sizes: every size of the paper, smallest first.
+        model: the module of the published checkpoints.
+        cached: whether it is a decoder alone, whose cache grows with every token.
+    """
+
+    title: str
+    make: Callable[[str], Any]
+    sizes: tuple[str, ...]
+    model: Callable = LanguageModel
+    cached: bool = True
+
+
+FAMILIES = {
+    "transformer": Family("Transformer", transformer, tuple(_TRANSFORMER), EncoderDecoder, cached=False),
+    "bert": Family("BERT", bert, ("base", "large"), MaskedLanguageModel, cached=False),
+    "gpt1": Family("GPT-1", gpt1, tuple(_GPT1)),
+    "gpt2": Family("GPT-2", gpt2, tuple(_GPT2)),
+    "gpt3": Family("GPT-3", gpt3, tuple(_GPT3)),
+    "llama": Family("LLaMA", llama, tuple(_LLAMA)),
+    "llama2": Family("Llama 2", llama2, tuple(_LLAMA2)),
+    "llama3": Family("Llama 3", llama3, tuple(_LLAMA3)),
+    "llama31": Family("Llama 3.1", llama31, tuple(_LLAMA3)),
+}

@@ -64,6 +64,24 @@ def unstack(blocks: Params) -> list[Params]:
     return [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers)]
 
 
+def linear_maps(params: Params, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of the weights `[..., I, O]` of every linear map: the leaves that `Linear` calls "kernel".
+
+    Embeddings, output matrices, norms and biases are none.
+
+    Args:
+        params: a parameter tree, or one of abstract leaves or of axis names.
+        path: where the tree lies in a larger one.
+    """
+    found = []
+    for name, child in params.items():
+        if name == "kernel":
+            found.append((*path, name))
+        elif isinstance(child, dict):
+            found += linear_maps(child, (*path, name))
+    return found
+
+
 def _is_variable(leaf) -> bool:
     return isinstance(leaf, nnx.Variable)
 

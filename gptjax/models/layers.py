@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptjax.models.matmul import matmul
+from gptjax.models.quantization import QuantizedMatrix, dequantize_after
 
 
 def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> nnx.Param:
@@ -24,7 +25,7 @@ def constant_param(shape: tuple[int, ...], axes: tuple[str, ...], value: float) 
 
 
 class Linear(nnx.Module):
-    """`y = x W + b` with operands in `dtype` and a float32 result.
+    """`y = x W + b` with operands in `dtype` and a float32 result; W may be quantised.
 
     W starts from N(0, std^2); a std of None is Xavier's, `sqrt(2 / (I + O))` (Glorot and Bengio 2010).
     """
@@ -36,7 +37,10 @@ class Linear(nnx.Module):
         self.bias = constant_param((outputs,), axes[1:], 0.0) if bias else None
 
     def __call__(self, x_BxLxI: jax.Array) -> jax.Array:
-        y_BxLxO = matmul(x_BxLxI, self.kernel[...], self.dtype)
+        kernel_IxO = self.kernel.get_value()
+        if isinstance(kernel_IxO, QuantizedMatrix):
+            kernel_IxO = dequantize_after(x_BxLxI, kernel_IxO)
+        y_BxLxO = matmul(x_BxLxI, kernel_IxO, self.dtype)
         return y_BxLxO if self.bias is None else y_BxLxO + self.bias[...]
 
 

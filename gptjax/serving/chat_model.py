@@ -7,6 +7,7 @@ from gptjax.config import ConfigError
 from gptjax.data.chat import Messages, render_prompt
 from gptjax.generation.engine import TextEngine
 from gptjax.generation.sampling import SamplingConfig
+from gptjax.models.quantization import QuantizationConfig, quantize
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import load_model, model_kind
 
@@ -71,8 +72,8 @@ class ChatModel:
 MODEL_FOLDERS = (".", "ppo", "finetune")
 
 
-def load_chat_model(run: str | Path) -> ChatModel:
-    """The newest chat model of a run folder.
+def load_chat_model(run: str | Path, quantization: QuantizationConfig | None = None) -> ChatModel:
+    """The newest chat model of a run folder, its linear maps quantised if so wished.
 
     Raises:
         ConfigError: the run has none yet.
@@ -82,6 +83,7 @@ def load_chat_model(run: str | Path) -> ChatModel:
         if model_kind(folder) == "language":
             model = load_model(folder, make_mesh(MeshConfig()))
             stop = ((model.tokenizer.im_end_id,), (model.tokenizer.end_of_text_id,))
-            engine = TextEngine(model.definition, model.params, model.tokenizer, stop)
+            params = model.params if quantization is None else quantize(model.params, quantization)
+            engine = TextEngine(model.definition, params, model.tokenizer, stop)
             return ChatModel(engine, model.system_message)
     raise ConfigError(f"{run} holds no finished chat model yet: let its fine-tuning stage run to the end")

@@ -24,6 +24,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "scalar": None,  # reward and value heads
     "token_type": None,  # BERT's two segments
     "class": None,  # classification heads
+    "rank": None,  # of low-rank adapters: a handful
 }
 
 

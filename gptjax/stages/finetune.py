@@ -18,9 +18,11 @@ from gptjax.data.mixture import Mixture
 from gptjax.evaluation.perplexity import mean_loss
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel
+from gptjax.models.lora import LoraConfig, LoraDefinition
 from gptjax.ranges import BelowOne, Count, Natural, Seed, SomeWeights, Weights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
+from gptjax.stages.adapters import make_adapted_step, merged, save_adapters
 from gptjax.stages.dialogue_rows import dialogue_rows, text_name, text_rows
 from gptjax.stages.handover import check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
@@ -43,6 +45,7 @@ class FinetuneConfig:
         text: source -> weight of plain text mixed in, as in pretraining, so that less of it is forgotten
             (InstructGPT: 10 % before PPO).
         rewordings: noisy copies of each dialogue that join it (`data/rewording.py`); not of ratings.
+        lora: train low-rank adapters of the base alone, see `LoraConfig`; None trains every parameter.
         optimizer, mesh: see their classes.
         dropout: rate during fine-tuning (InstructGPT: 0.2 on residuals).
         length: tokens per row.
@@ -53,6 +56,7 @@ class FinetuneConfig:
     dialogues: SomeWeights
     text: Weights = Field(default_factory=dict)
     rewordings: Natural = 0
+    lora: LoraConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     dropout: BelowOne = 0.0
@@ -67,6 +71,21 @@ class FinetuneConfig:
         check_batch(self.batch_size, self.mesh, self.accumulate)
 
 
+def start_training(config, base, definition: ModelDefinition, adapters: LoraDefinition | None, mesh):
+    """(state before the first update, compiled step): of all parameters, or of the adapters alone."""
+    optimizer = make_optimizer(config.optimizer, config.steps, (adapters or definition).axes)
+    if adapters is None:
+        state = create_state(definition, optimizer, mesh, params=base.params)
+        loss = make_language_loss(definition)
+        step = make_train_step(loss, count_tokens, optimizer, accumulate=config.accumulate)
+        return state, compile_step(step, mesh)
+    counts = f"{adapters.parameter_count:,} of {definition.parameter_count:,}"
+    print(f"finetune: adapters are trained, {counts} parameters; the base is frozen", flush=True)
+    state = create_state(adapters, optimizer, mesh, key=stage_key(config.seed, "lora"))
+    step = make_adapted_step(definition, config.lora, optimizer, accumulate=config.accumulate)
+    return state, compile_step(step, mesh, base.params)
+
+
 def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
     """Fine-tunes the base model and leaves the assistant in `folder`.
 
@@ -79,6 +98,7 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
     base = load_model(config.base, mesh, "language")
     check_fit({"length": config.length}, {config.base: base})
+    adapters = None if config.lora is None else LoraDefinition(base.definition, config.lora)
     layout = {"tokenizer": base.tokenizer, "length": config.length}
     named = {"stage": "finetune", "seed": config.seed}
     rows = dialogue_rows(config.dialogues, "train", rewordings=config.rewordings, **named, **layout)
@@ -88,11 +108,7 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
 
     model_config = dataclasses.replace(base.definition.config, dropout=config.dropout)
     definition = ModelDefinition(LanguageModel, model_config)
-    optimizer = make_optimizer(config.optimizer, config.steps, definition.axes)
-    state = create_state(definition, optimizer, mesh, params=base.params)
-    step = make_train_step(
-        make_language_loss(definition), count_tokens, optimizer, accumulate=config.accumulate
-    )
+    state, step = start_training(config, base, definition, adapters, mesh)
 
     def batch_at(number):
         return place(mixture.batch_at(number, jax.process_index(), jax.process_count()), mesh)
@@ -107,17 +123,21 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
         eval_every=0,
         identity={"tokenizer": base.tokenizer.hash, "base": base.digest},
         tokens_per_step=tokens_per_step,
-        flops_per_token=matmul_flops_per_token(definition, config.length),
+        # Without the gradient of frozen weights a step takes fewer operations than the formula counts.
+        flops_per_token=None if adapters else matmul_flops_per_token(definition, config.length),
         devices=config.mesh.size,
         started=started,
     )
-    state = run_loop(state, compile_step(step, mesh), batch_at, stage_key(config.seed, "finetune"), settings)
+    state = run_loop(state, step, batch_at, stage_key(config.seed, "finetune"), settings)
 
+    params = merged(base.params, state.params, config.lora) if adapters else state.params
     figures = {
-        name: mean_loss(sum_loss, state.params, source, config.batch_size) for name, source in heldout.items()
+        name: mean_loss(sum_loss, params, source, config.batch_size) for name, source in heldout.items()
     }
     for name, loss in figures.items():
         print(f"finetune: held-out {name}: {loss:.3f} nats per assistant token", flush=True)
-    save_model(folder, "language", base.definition.config, state.params, base.tokenizer)
+    if adapters:
+        save_adapters(folder, config.lora, state.params, base)
+    save_model(folder, "language", base.definition.config, params, base.tokenizer)
     seconds, tokens = time.monotonic() - started, config.steps * tokens_per_step
     mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})

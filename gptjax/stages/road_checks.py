@@ -2,9 +2,13 @@
 
 from collections.abc import Collection
 
+from gptjax.config import ConfigError
 from gptjax.data import corpora
 from gptjax.data.files import is_path, source_files, unknown_source
 from gptjax.data.quality import DataError
+from gptjax.models.functional import ModelDefinition
+from gptjax.models.heads import LanguageModel
+from gptjax.models.lora import LoraDefinition
 from gptjax.stages.handover import too_long
 from gptjax.stages.ppo_data import ppo_lengths
 
@@ -16,7 +20,8 @@ def check_settings(config) -> None:
     """Refuses what the stages of a `RoadConfig` cannot do together.
 
     Raises:
-        ValueError: naming the key: the road would overwrite it, or it is longer than the model's context.
+        ValueError: naming the key: the road would overwrite it, it is longer than the model's context, or
+            it names what the model lacks.
     """
     for name in STAGES:
         stage = getattr(config, name)
@@ -37,6 +42,11 @@ def check_settings(config) -> None:
     sentence = too_long(lengths, context)
     if sentence:
         raise ValueError(sentence)
+    if config.finetune.lora is not None:
+        try:
+            LoraDefinition(ModelDefinition(LanguageModel, config.pretrain.model), config.finetune.lora)
+        except ConfigError as error:
+            raise ValueError(f"finetune.{error}") from error
     new = config.chat_sampling.max_new_tokens
     if new >= context:
         raise ValueError(

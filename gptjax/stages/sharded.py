@@ -55,13 +55,17 @@ def state_shardings(definition: ModelDefinition, optimizer, mesh) -> TrainState:
     return jax.tree_util.tree_map_with_path(one, abstract)
 
 
-def compile_step(step, mesh):
-    """The jitted step; its state is donated, and the mesh is ambient while it is traced."""
+def compile_step(step, mesh, *frozen):
+    """The jitted step; its state is donated, and the mesh is ambient while it is traced.
+
+    `frozen` are further arguments of the step that stay the same, such as a base model's parameters: as
+    arguments they are read where they lie, where a program that closes over them would hold a copy.
+    """
     jitted = jax.jit(step, donate_argnums=0)
 
     def run(state, batch, key):
         with jax.set_mesh(mesh):
-            return jitted(state, batch, key)
+            return jitted(state, batch, key, *frozen)
 
     return run
 

@@ -1,0 +1,101 @@
+"""What the published models need: parameters, and memory for weights, training and the key/value cache.
+
+Everything is derived from the declared shapes; no parameter is ever made.
+"""
+
+from collections.abc import Iterable
+
+from gptjax.config import ConfigError, nearest
+from gptjax.models.families import FAMILIES
+from gptjax.models.functional import ModelDefinition
+from gptjax.models.quantization import WEIGHT_FORMATS, quantized_bytes, tree_bytes
+
+FORMATS = ("float32", "bfloat16", *WEIGHT_FORMATS)
+NOTE = """Sizes are of numbers alone, 1 GB = 10^9 bytes.
+int8, int4: linear maps with a scale per output; embeddings, output matrices, norms and biases in float32.
+training: weights, gradient and AdamW's two moments in float32; activations come on top.
+cache: keys and values of one sequence of full context in bfloat16."""
+
+
+def entry(family: str, size: str) -> dict:
+    """One published model.
+
+    Args:
+        family: key of `FAMILIES`.
+        size: one of its sizes.
+
+    Returns:
+        `family, size, layers, width, context` (tokens), `parameters`, and in bytes `weights` by format,
+        `training` and `cache`, which is None for a model that is not a decoder alone.
+    """
+    declared = FAMILIES[family]
+    config = declared.make(size)
+    definition = ModelDefinition(declared.model, config)
+    abstract, count = definition.abstract, definition.parameter_count
+    weights = {"float32": tree_bytes(abstract), "bfloat16": 2 * count}
+    weights |= {name: quantized_bytes(abstract, small) for name, small in WEIGHT_FORMATS.items()}
+    return {
+        "family": family,
+        "size": size,
+        "layers": config.layers,
+        "width": config.width,
+        "context": config.context_length,
+        "parameters": count,
+        "weights": weights,
+        "training": 4 * tree_bytes(abstract),
+        "cache": cache_bytes(config, config.context_length) if declared.cached else None,
+    }
+
+
+def cache_bytes(config, slots: int) -> int:
+    """Bytes of the keys and values of one sequence in bfloat16: `2 N K C S * 2`."""
+    return 2 * config.layers * config.key_heads * config.head_size * slots * 2
+
+
+def catalogue(families: Iterable[str] = ()) -> list[dict]:
+    """Every size of the named families, or of all.
+
+    Raises:
+        ConfigError: no such family.
+    """
+    families = list(families) or list(FAMILIES)
+    for name in families:
+        if name not in FAMILIES:
+            raise ConfigError(
+                f"there is no family '{name}': the nearest is '{nearest(name, FAMILIES)}' of "
+                f"{', '.join(FAMILIES)}"
+            )
+    return [entry(name, size) for name in families for size in FAMILIES[name].sizes]
+
+
+def catalogue_text(entries: list[dict]) -> str:
+    """The entries as a table for the terminal, and what its columns mean."""
+    head = ["family", "size", "parameters", "context", *FORMATS, "training", "cache"]
+    rows = [
+        [
+            FAMILIES[e["family"]].title,
+            e["size"],
+            f"{e['parameters']:,}",
+            f"{e['context']:,}",
+            *(_amount(e["weights"][name]) for name in FORMATS),
+            _amount(e["training"]),
+            "-" if e["cache"] is None else _amount(e["cache"]),
+        ]
+        for e in entries
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells):
+        names = [cell.ljust(width) for cell, width in zip(cells[:2], widths, strict=False)]
+        numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+        return "  ".join([*names, *numbers])
+
+    return "\n".join([*map(line, [head, *rows]), "", NOTE])
+
+
+def _amount(count: int) -> str:
+    """Bytes in three digits: "498 MB", "1.76 TB"."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 999.5:
+        value, units = value / 1000, units[1:]
+    return f"{value:#.3g}".rstrip(".") + f" {units[0]}"

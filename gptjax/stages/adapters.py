@@ -1,0 +1,96 @@
+"""Training of low-rank adapters on a frozen base (`models/lora.py`), and the folder they are kept in.
+
+The base is an argument of the step: it is neither trained, saved with every checkpoint, nor written into the
+compiled program.
+"""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from gptjax.config import ConfigError, from_json, to_json
+from gptjax.models.functional import ModelDefinition, Params
+from gptjax.models.lora import LoraConfig, LoraDefinition, merge
+from gptjax.runs import write_json_atomic
+from gptjax.sharding.rules import parameter_shardings
+from gptjax.stages.handover import TrainedModel
+from gptjax.stages.language_loss import count_tokens, make_language_loss
+from gptjax.training.checkpoint import load_tree, save_tree
+from gptjax.training.step import make_train_step
+
+
+def make_adapted_step(definition: ModelDefinition, lora: LoraConfig, optimizer, *, accumulate: int = 1):
+    """`step(state, batch, key, base) -> (state, metrics)`: a train step whose parameters are the adapters.
+
+    Args:
+        definition: the language model.
+        lora: which of its maps are adapted.
+        optimizer: from `make_optimizer` with the adapters' axes.
+        accumulate: micro-batches per update.
+    """
+    loss_fn = make_language_loss(definition)
+
+    def step(state, batch, key, base):
+        def adapted_loss(adapters, batch, total, key):
+            return loss_fn(merge(base, adapters, lora), batch, total, key)
+
+        train_step = make_train_step(adapted_loss, count_tokens, optimizer, accumulate=accumulate)
+        return train_step(state, batch, key)
+
+    return step
+
+
+def merged(base: Params, adapters: Params, lora: LoraConfig) -> Params:
+    """New parameters of the base's layout with the adapters added, in one program."""
+    return jax.jit(partial(merge, config=lora))(base, adapters)
+
+
+def save_adapters(folder: Path, lora: LoraConfig, adapters: Params, base: TrainedModel) -> None:
+    """Writes `folder/adapters/{params/, adapters.json}`; the last file makes it valid.
+
+    Args:
+        folder: the run folder.
+        lora: what the adapters are.
+        adapters: their parameters.
+        base: the model they change; its digest is kept, since on another model they mean nothing.
+    """
+    target = folder / "adapters"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    save_tree(target / "params", adapters)
+    write_json_atomic(target / "adapters.json", {"lora": to_json(lora), "base_digest": base.digest})
+
+
+def load_adapters(
+    folder: str | Path, base: TrainedModel, mesh: jax.sharding.Mesh
+) -> tuple[LoraConfig, Params]:
+    """The adapters a run has kept, laid out on the mesh.
+
+    Args:
+        folder: the run folder.
+        base: the model they were trained on.
+        mesh: from `make_mesh`.
+
+    Raises:
+        ConfigError: there are none, or they were trained on another model.
+    """
+    source = Path(folder) / "adapters"
+    if not (source / "adapters.json").exists():
+        raise ConfigError(f"{folder} holds no adapters: name a finished fine-tuning run with lora")
+    facts = json.loads((source / "adapters.json").read_text("utf-8"))
+    if facts["base_digest"] != base.digest:
+        raise ConfigError(
+            f"the adapters of {folder} were trained on the model {facts['base_digest'][:16]}..., but this "
+            f"base is {base.digest[:16]}...: use the model they were trained on"
+        )
+    lora = from_json(facts["lora"])
+    adapters = LoraDefinition(base.definition, lora)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        adapters.abstract,
+        parameter_shardings(mesh, adapters.abstract, adapters.axes),
+    )
+    return lora, load_tree(source / "params", abstract)
