@@ -62,7 +62,7 @@ class ByteLevelTokenizer:
             )
         self.end_of_text_id = ends[0]
         self.pad_id = next((self.specials[p] for p in PADDING if p in self.specials), self.end_of_text_id)
-        plain = [piece for piece, special in added.items() if piece not in self.specials and not special]
+        plain = {piece for piece, special in added.items() if piece not in self.specials and not special}
         self._bytes = [b""] * self.vocab_size
         for piece, id in vocab.items():
             if piece not in self.specials:
@@ -186,7 +186,7 @@ def _piece_bytes(piece: str) -> bytes:
     return piece.encode("utf-8", errors="replace")
 
 
-def _backend(description: dict, vocab: dict[str, int], specials: dict[str, int], plain: list[str]):
+def _backend(description: dict, vocab: dict[str, int], specials: dict[str, int], plain: set[str]):
     """The library's tokenizer, in which no special piece can be reached.
 
     A special piece is called by a character that stands for no byte, so that neither the text nor a merge of

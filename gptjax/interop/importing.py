@@ -86,8 +86,12 @@ def import_model(source: str | Path, folder: str | Path) -> Path:
 
 
 def host_shardings(definition: ModelDefinition):
-    """All parameters in the host's memory: an import needs no accelerator."""
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    """All parameters in the host's memory, where JAX may use it: an import needs no accelerator."""
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+        device = jax.local_devices()[0]
+    host = jax.sharding.SingleDeviceSharding(device)
     return jax.tree.map(lambda _: host, definition.abstract)
 
 

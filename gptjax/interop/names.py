@@ -114,8 +114,8 @@ def read_parameters(
                 found[path] = jnp.zeros(leaves[path].shape, jnp.float32, device=places[path])
             # Waited for, or tensors would gather before they are written.
             found[path] = _with_layer(found[path], part, entry.layer).block_until_ready()
-    for path, leaf in leaves.items():
-        found.setdefault(path, jnp.zeros(leaf.shape, jnp.float32, device=places[path]))
+    for path in set(leaves) - set(found):
+        found[path] = jnp.zeros(leaves[path].shape, jnp.float32, device=places[path])
     return jax.tree.unflatten(jax.tree.structure(definition.abstract), [found[path] for path in leaves])
 
 
