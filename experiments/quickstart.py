@@ -57,10 +57,10 @@ def config() -> RoadConfig:
         ppo=PpoConfig(
             sampling=SamplingConfig(max_new_tokens=32),
             prompt_length=32,
-            iterations=23,
+            iterations=17,
             batch_size=64,
             minibatches=2,
-            kl_coef=0.09,
+            kl_coef=0.08,
             ptx_coef=0.5,
             corpora=TEXT,
             dialogues={"chatterbot": 1.0},  # as much as all text, so that the chat is not forgotten

@@ -238,8 +238,10 @@ def test_rules_are_those_of_the_code():
 
 def test_identities_are_those_of_the_self_check():
     shown = [row[0] for row in table("docs/numerics.md", "The self-check of PPO")]
-    source = inspect.getsource(self_check.check_identities)
-    assert re.findall(r'^        "([^"/]+)": ', source, re.MULTILINE) == shown
+    identities = inspect.getsource(self_check.check_identities)
+    found = re.findall(r'^        "([^"/]+)": ', identities, re.MULTILINE)
+    first_update = inspect.getsource(self_check.check_first_ratio)
+    assert found + re.findall(r"failed: '([^']+)' does not hold", first_update) == shown
     tolerance = self_check.TOLERANCE
     assert (
         f"{tolerance['float32']} nats in float32, {tolerance['bfloat16']} in bfloat16"
