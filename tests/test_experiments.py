@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -104,10 +105,11 @@ def test_every_step_lowers_for_eight_devices(file):
     config = load_experiment(ROOT / file)
     assert isinstance(config, RoadConfig), f"say here how the steps of a {type(config).__name__} are made"
     model = dataclasses.replace(config.pretrain.model, loop="scan")  # the same tree, traced once
-    mesh_config = MeshConfig(data=2, fsdp=4)
-    mesh = make_mesh(mesh_config)
     for name, (_, stage) in stage_configs(config, Path("runs")).items():
-        stage = dataclasses.replace(stage, mesh=mesh_config)
+        # What the batch does not divide into is split along the matrices.
+        shards = math.gcd(8, stage.batch_size)
+        mesh_config = MeshConfig(data=2, fsdp=shards // 2, tensor=8 // shards)
+        mesh, stage = make_mesh(mesh_config), dataclasses.replace(stage, mesh=mesh_config)
         for parts in pieces(name, stage, model):
             lowered = lower(mesh, stage.accumulate, *parts)
             state, metrics = lowered.out_info
