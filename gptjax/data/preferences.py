@@ -139,6 +139,7 @@ def encode_ranked(
     k_max: int,
     bad_rows: BadRows | None = None,
     source: str = "ranked replies",
+    bundled: bool = False,
 ) -> RankedArrays:
     """Encodes G groups into arrays [G, k_max, context_length].
 
@@ -146,7 +147,8 @@ def encode_ranked(
     origin of its group, else at `source`, line = number of the group from 1; a group with fewer than two
     completions left is left out.
 
-    Raises DataError when a group has more than `k_max` completions and for more than 0.1 % bad rows.
+    Raises DataError when a group has more than `k_max` completions and for more than 0.1 % bad rows; of
+    `bundled` data, which nobody can mend, they are only counted.
     """
     bad_rows = BadRows() if bad_rows is None else bad_rows
     tokens = np.full((len(groups), k_max, context_length), tokenizer.pad_id, np.int32)
@@ -165,7 +167,8 @@ def encode_ranked(
                 continue
             bad_rows.good()
             tokens[g, k, : len(ids)], lengths[g, k], scores[g, k] = ids, len(ids), group.scores[k]
-    bad_rows.check()
+    if not bundled:
+        bad_rows.check()
     kept = (lengths > 0).sum(axis=1) >= 2
     return RankedArrays(tokens[kept], lengths[kept], scores[kept])
 

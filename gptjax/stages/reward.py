@@ -239,8 +239,8 @@ def trunk_config(config, dropout: float):
 
 def encode(groups, tokenizer: Tokenizer, config: RewardConfig, name: str) -> RankedArrays:
     """The rankings as arrays; completions that do not fit are counted and shown."""
-    bad_rows = BadRows()
-    arrays = encode_ranked(groups, tokenizer, config.length, config.k_max, bad_rows, name)
+    bad_rows, bundled = BadRows(), config.source == "ratings"
+    arrays = encode_ranked(groups, tokenizer, config.length, config.k_max, bad_rows, name, bundled)
     print(f"reward: {name}: {bad_rows.summary()}")
     return arrays
 
