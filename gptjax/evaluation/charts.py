@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-from gptjax.config import ConfigError
+from gptjax.errors import require
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -85,12 +85,9 @@ def reward_against_kl(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str
 
 
 def _figure(width: float, height: float):
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "the report needs matplotlib: install it with pip install 'gptjax[report]'"
-        ) from error
+    require("matplotlib")
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -3,7 +3,7 @@
 import math
 
 from gptjax.evaluation.perplexity import bits_per_byte, heldout_rows, mean_loss
-from gptjax.models.functional import linear_maps
+from gptjax.models.functional import leaf_at, linear_maps
 from gptjax.models.quantization import QuantizationConfig, quantize, tree_bytes
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.language_loss import make_sum_loss
@@ -41,7 +41,7 @@ def quantization_table(
             {
                 "format": name,
                 "bytes": tree_bytes(params),
-                "linear_bytes": tree_bytes([_leaf(params, path) for path in linear_maps(params)]),
+                "linear_bytes": tree_bytes([leaf_at(params, path) for path in linear_maps(params)]),
                 "nats": nats,
                 "bits_per_byte": bits_per_byte(nats, tokens, texts),
                 "perplexity": perplexity,
@@ -62,9 +62,3 @@ def quantization_text(table: list[dict]) -> str:
         loss = f"{row['bits_per_byte']:.4f} | {row['perplexity']:.3f} | {100 * row['change']:+.2f} %"
         lines.append(f"| {row['format']} | {sizes} | {loss} |")
     return "\n".join(lines)
-
-
-def _leaf(tree, path):
-    for name in path:
-        tree = tree[name]
-    return tree

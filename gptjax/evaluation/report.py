@@ -28,7 +28,8 @@ def write_report(run_folders: Sequence[str | Path]) -> Path:
     With several runs the tables and curves show all of them; samples and transcripts are the first run's.
 
     Raises:
-      ConfigError: a folder holds no run, or matplotlib is not installed.
+      ConfigError: a folder holds no run.
+      MissingPackage: matplotlib is not installed.
     """
     runs = [read_run(Path(folder)) for folder in run_folders]
     first = runs[0]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.data.quality import DataError
-from gptjax.models.functional import ModelDefinition, Params
+from gptjax.models.functional import ModelDefinition, Params, leaf_at
 from gptjax.models.transformer import DecoderConfig
 
 Path = tuple[str, ...]
@@ -149,7 +149,7 @@ def check_names(source: TensorSource, wanted: list[Entry], definition: ModelDefi
 
 def tensor_shape(entry: Entry, definition: ModelDefinition) -> tuple[int, ...]:
     """The shape that a tensor must have."""
-    leaves = [_leaf(definition.abstract, path).shape for path in entry.paths]
+    leaves = [leaf_at(definition.abstract, path).shape for path in entry.paths]
     shapes = [shape if entry.layer is None else shape[1:] for shape in leaves]
     shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
     return shape[::-1] if entry.transposed else shape
@@ -158,7 +158,7 @@ def tensor_shape(entry: Entry, definition: ModelDefinition) -> tuple[int, ...]:
 def write_tensors(wanted: list[Entry], params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """(name, float32 array) of each tensor, one after the other."""
     for entry in wanted:
-        leaves = [_leaf(params, path) for path in entry.paths]
+        leaves = [leaf_at(params, path) for path in entry.paths]
         leaves = [leaf if entry.layer is None else leaf[entry.layer] for leaf in leaves]
         joined = np.concatenate([np.asarray(leaf) for leaf in leaves], -1)
         tensor = _halves(joined.T if entry.transposed else joined, entry.interleaved)
@@ -176,12 +176,6 @@ def _halves(tensor: np.ndarray, heads: int) -> np.ndarray:
 
 def _path(keys) -> Path:
     return tuple(key.key for key in keys)
-
-
-def _leaf(tree, path: Path):
-    for name in path:
-        tree = tree[name]
-    return tree
 
 
 def _listed(names: list[str]) -> str:

@@ -40,6 +40,30 @@ class BlockConfig(Protocol):
     compute_dtype: str
 
 
+class Derived:
+    """What follows from a configuration's fields, so that one with others replaced keeps no old number."""
+
+    @property
+    def head_size(self) -> int:
+        """C, channels of one head."""
+        return self.width // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        """Key/value heads: as many as query heads."""
+        return self.heads
+
+    @property
+    def inner_width(self) -> int:
+        """F: 4 D where `mlp_width` is None."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+    def check_heads(self) -> None:
+        """Raises ValueError when the heads do not divide the width."""
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+
+
 def make_norm(config: BlockConfig) -> nnx.Module:
     """The normalisation the config names, over the model width."""
     if config.norm == "rmsnorm":

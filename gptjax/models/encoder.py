@@ -11,14 +11,14 @@ from flax import nnx
 
 from gptjax.config import configclass
 from gptjax.models.attention import segment_mask
-from gptjax.models.block import Block, make_norm, run_stack, stack
+from gptjax.models.block import Block, Derived, make_norm, run_stack, stack
 from gptjax.models.layers import dropout, normal_param
 from gptjax.ranges import BelowOne, Count, NonNegative, Positive
 from gptjax.sharding.rules import constrain
 
 
 @configclass
-class EncoderConfig:
+class EncoderConfig(Derived):
     """Shape and style of an encoder; norms are layer norms after each residual sum, linear maps have biases.
 
     Attributes:
@@ -61,23 +61,7 @@ class EncoderConfig:
     rotary_pairing: ClassVar[str] = "half"
 
     def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
-
-    @property
-    def head_size(self) -> int:
-        """C, channels of one head."""
-        return self.width // self.heads
-
-    @property
-    def key_heads(self) -> int:
-        """Key/value heads: as many as query heads."""
-        return self.heads
-
-    @property
-    def inner_width(self) -> int:
-        """F, derived so that a config with another width does not keep the old number."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
+        self.check_heads()
 
     @property
     def residual_init_std(self) -> float:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from gptjax.config import configclass
 from gptjax.models.attention import Attention, KVCache, causal_mask, segment_mask
-from gptjax.models.block import MLP, Block, make_norm, run_stack, stack
+from gptjax.models.block import MLP, Block, Derived, make_norm, run_stack, stack
 from gptjax.models.layers import dropout, normal_param
 from gptjax.models.matmul import matmul
 from gptjax.models.sinusoids import sinusoids
@@ -22,7 +22,7 @@ from gptjax.sharding.rules import constrain
 
 
 @configclass
-class EncoderDecoderConfig:
+class EncoderDecoderConfig(Derived):
     """Shape of an encoder-decoder; layer norms follow each residual sum, attention has no biases.
 
     Attributes:
@@ -64,25 +64,9 @@ class EncoderDecoderConfig:
     residual_init_std: ClassVar[None] = None
 
     def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+        self.check_heads()
         if self.width % 2:
             raise ValueError(f"sinusoids come in pairs, but width = {self.width} is odd")
-
-    @property
-    def head_size(self) -> int:
-        """C, channels of one head."""
-        return self.width // self.heads
-
-    @property
-    def key_heads(self) -> int:
-        """Key/value heads: as many as query heads."""
-        return self.heads
-
-    @property
-    def inner_width(self) -> int:
-        """F, derived so that a config with another width does not keep the old number."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
 
 
 class CrossBlock(nnx.Module):

@@ -4,7 +4,7 @@ A module is split once into a definition and a tree of plain arrays (nested dict
 that - train steps, losses, samplers, checkpoints - sees the tree and calls `apply`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -62,6 +62,13 @@ def unstack(blocks: Params) -> list[Params]:
     """A stack of N layers `[N, ...]` as a list of N trees."""
     layers = len(jax.tree.leaves(blocks)[0])
     return [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers)]
+
+
+def leaf_at(tree: Params, path: Iterable[str]):
+    """What lies at a path of a parameter tree."""
+    for name in path:
+        tree = tree[name]
+    return tree
 
 
 def linear_maps(params: Params, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

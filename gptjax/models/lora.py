@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from gptjax.config import ConfigError, configclass
-from gptjax.models.functional import ModelDefinition, Params, linear_maps
+from gptjax.models.functional import ModelDefinition, Params, leaf_at, linear_maps
 from gptjax.models.quantization import QuantizedMatrix, dequantize_matrix
 from gptjax.ranges import Count, Positive
 
@@ -92,7 +92,7 @@ def initialise(key: jax.Array, params: Params, config: LoraConfig) -> Params:
     """
     adapters: Params = {}
     for path in target_maps(params, config):
-        *stack, inputs, outputs = _leaf(params, path).shape
+        *stack, inputs, outputs = leaf_at(params, path).shape
         name = ".".join(map(str, path[:-1]))
         if config.rank > min(inputs, outputs):
             raise ConfigError(
@@ -110,7 +110,7 @@ def adapter_axes(axes: Params, config: LoraConfig) -> Params:
     """Logical axis names of the adapters, from those of the model: the rank's axis is "rank"."""
     named: Params = {}
     for path in target_maps(axes, config):
-        *stack, inputs, outputs = _leaf(axes, path)
+        *stack, inputs, outputs = leaf_at(axes, path)
         _insert(named, path, {"a": (*stack, inputs, "rank"), "b": (*stack, "rank", outputs)})
     return named
 
@@ -187,12 +187,6 @@ def _names(target: str, path: tuple) -> bool:
     """Whether the dotted target is a run of names in the path."""
     wanted, names = target.split("."), [str(name) for name in path]
     return any(names[i : i + len(wanted)] == wanted for i in range(len(names)))
-
-
-def _leaf(tree, path):
-    for name in path:
-        tree = tree[name]
-    return tree
 
 
 def _insert(tree: Params, path: tuple, value) -> None:

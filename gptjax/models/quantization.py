@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.config import ConfigError, configclass
-from gptjax.models.functional import Params, linear_maps
+from gptjax.models.functional import Params, leaf_at, linear_maps
 from gptjax.ranges import Count
 
 
@@ -163,9 +163,7 @@ def quantized_bytes(abstract: Params, config: QuantizationConfig) -> int:
     """Bytes of `quantize(params, config)`, from the shapes alone; the groups must divide the inputs."""
     total = tree_bytes(abstract)
     for path in linear_maps(abstract):
-        kernel = abstract
-        for name in path:
-            kernel = kernel[name]
+        kernel = leaf_at(abstract, path)
         inputs, columns = kernel.shape[-2], kernel.size // kernel.shape[-2]
         values = inputs if config.bits == 8 else -(-inputs // 2)
         scales = inputs // (config.group_size or inputs) * jnp.dtype(config.scale_dtype).itemsize

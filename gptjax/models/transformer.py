@@ -11,7 +11,7 @@ from flax import nnx
 
 from gptjax.config import configclass
 from gptjax.models.attention import KVCache, causal_mask
-from gptjax.models.block import Block, make_norm, run_stack, stack
+from gptjax.models.block import Block, Derived, make_norm, run_stack, stack
 from gptjax.models.layers import dropout, normal_param
 from gptjax.models.rotary import RotaryScaling, rotary_angles
 from gptjax.ranges import BelowOne, Count, NonNegative, Positive
@@ -19,7 +19,7 @@ from gptjax.sharding.rules import constrain
 
 
 @configclass
-class DecoderConfig:
+class DecoderConfig(Derived):
     """Shape and style of a decoder. `models/families.py` has the published ones.
 
     Attributes:
@@ -76,8 +76,7 @@ class DecoderConfig:
     remat: Literal["none", "dots", "full"] = "none"
 
     def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+        self.check_heads()
         if self.heads % self.key_heads:
             raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
         if self.positions == "rotary" and self.head_size % 2:
@@ -90,19 +89,9 @@ class DecoderConfig:
             )
 
     @property
-    def head_size(self) -> int:
-        """C, channels of one head."""
-        return self.width // self.heads
-
-    @property
     def key_heads(self) -> int:
         """K. Derived, so that a config with other `heads` replaced does not keep the old number."""
         return self.heads if self.kv_heads is None else self.kv_heads
-
-    @property
-    def inner_width(self) -> int:
-        """F, derived for the same reason."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
 
     def band(self, layer: int) -> int | None:
         """W of a layer, counted from 0: dense and banded layers alternate, the first is dense."""

@@ -25,6 +25,7 @@ from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
 from gptjax.stages.road_checks import HANDED_OVER, check_settings, check_sources
+from gptjax.training.metrics import read_metrics
 
 
 @configclass
@@ -217,7 +218,7 @@ def side_by_side(config: RoadConfig, models: dict[str, ChatModel], questions: in
 
 def reward_against_kl(metrics: Path) -> list[dict]:
     """KL to the reference and mean score of every PPO iteration."""
-    rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    rows = read_metrics(metrics)
     return [
         {"kl": r["objective/kl"], "score": r["objective/raw_scores"]} for r in rows if "objective/kl" in r
     ]
