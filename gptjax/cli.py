@@ -21,7 +21,7 @@ _TRAIN = """gptjax train EXPERIMENT [--name NAME] [--runs DIR] [--print-config] 
 Runs an experiment file; the same command again resumes it.
 
   EXPERIMENT       a Python file with config(), such as experiments/quickstart.py
-  --name NAME      the run's name (default: the experiment file's)
+  --name NAME      the run's name (default: the experiment file's, such as quickstart or bert/pretrain)
   --runs DIR       the folder of all runs (default: runs)
   --print-config   print the resulting configuration as JSON and stop
   --KEY VALUE      set a key of the configuration: --optimizer.learning-rate 3e-4
@@ -125,7 +125,7 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument("-h", "--help", action="store_true")
     options, overrides = parser.parse_known_args(rest)
 
-    from gptjax.config import experiment_docstring, load_experiment, to_json
+    from gptjax.config import experiment_docstring, load_experiment, run_name, to_json
     from gptjax.overrides import describe, override
 
     config = load_experiment(experiment)
@@ -138,7 +138,7 @@ def _train(arguments: list[str]) -> int:
 
         print(json.dumps(to_json(config), indent=2))
         return 0
-    return _run(config, options.runs / (options.name or Path(experiment).stem))
+    return _run(config, options.runs / (options.name or run_name(experiment)))
 
 
 def _run(config: object, folder: Path) -> int:

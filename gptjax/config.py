@@ -72,6 +72,13 @@ def experiment_docstring(path: str | Path) -> str:
     return (_import_file(Path(path)).__doc__ or "").strip()
 
 
+def run_name(path: str | Path) -> str:
+    """What a run of an experiment file is called: its path below `experiments/`, such as "bert/pretrain"."""
+    path, root = Path(path).absolute(), _root_of(Path(path))
+    named = path.relative_to(root / "experiments") if root else Path(path.name)
+    return str(named.with_suffix(""))
+
+
 def to_json(config: typing.Any) -> dict:
     """The configuration as JSON values; "type" holds `module:ClassName`."""
     return {"type": f"{type(config).__module__}:{type(config).__qualname__}", **_plain(config)}
@@ -191,8 +198,7 @@ def _import_file(path: Path) -> types.ModuleType:
     name = f"_gptjax_experiment_{re.sub(r'[^a-zA-Z0-9_]', '_', path.stem)}"
     if root is not None:
         name = ".".join(path.absolute().relative_to(root).with_suffix("").parts)
-        if str(root) not in sys.path:
-            sys.path.insert(0, str(root))
+        _import_experiments_from(root)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise ConfigError(f"{path} is not a Python file: an experiment is a .py file with config()")
@@ -201,6 +207,17 @@ def _import_file(path: Path) -> types.ModuleType:
     with _sentences_for(path):
         spec.loader.exec_module(module)
     return module
+
+
+def _import_experiments_from(root: Path) -> None:
+    """Makes `from experiments...` mean the folder below `root`, whichever was read before."""
+    if str(root) in sys.path:
+        sys.path.remove(str(root))
+    sys.path.insert(0, str(root))
+    package = sys.modules.get("experiments")
+    if package is not None and str(root / "experiments") not in package.__path__:
+        for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
+            del sys.modules[name]
 
 
 class _sentences_for:

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 from pydantic import Field
 
-from gptjax.config import ConfigError, configclass, difference, from_json, load_experiment, to_json
+from gptjax.config import ConfigError, configclass, difference, from_json, load_experiment, run_name, to_json
 from gptjax.overrides import describe, override
 
 
@@ -302,3 +302,9 @@ def test_a_missing_experiment_names_the_nearest(experiment):
     assert str(error.value) == (
         "there is no experiment file experiments/paper/smal.py: the nearest is experiments/paper/small.py"
     )
+
+
+def test_a_run_is_called_by_its_path_below_the_experiments():
+    assert run_name("experiments/quickstart.py") == "quickstart"
+    assert run_name("experiments/bert/pretrain.py") == "bert/pretrain"
+    assert run_name("elsewhere/mine.py") == "mine"
