@@ -177,7 +177,7 @@ def _in_words(annotation: typing.Any) -> str:
 
 def _nearest_file(path: Path) -> str:
     root, here = _root_of(path) or Path.cwd(), Path.cwd()
-    files = [file for file in root.glob("experiments/**/*.py") if file.name != "__init__.py"]
+    files = [file for file in root.glob("experiments/**/*.py") if "def config(" in file.read_text("utf-8")]
     close = nearest(
         str(path), [str(file.relative_to(here) if file.is_relative_to(here) else file) for file in files]
     )
@@ -198,7 +198,8 @@ def _import_file(path: Path) -> types.ModuleType:
     name = f"_gptjax_experiment_{re.sub(r'[^a-zA-Z0-9_]', '_', path.stem)}"
     if root is not None:
         name = ".".join(path.absolute().relative_to(root).with_suffix("").parts)
-        _import_experiments_from(root)
+        if str(root) not in sys.path:
+            sys.path.insert(0, str(root))
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise ConfigError(f"{path} is not a Python file: an experiment is a .py file with config()")
@@ -207,17 +208,6 @@ def _import_file(path: Path) -> types.ModuleType:
     with _sentences_for(path):
         spec.loader.exec_module(module)
     return module
-
-
-def _import_experiments_from(root: Path) -> None:
-    """Makes `from experiments...` mean the folder below `root`, whichever was read before."""
-    if str(root) in sys.path:
-        sys.path.remove(str(root))
-    sys.path.insert(0, str(root))
-    package = sys.modules.get("experiments")
-    if package is not None and str(root / "experiments") not in package.__path__:
-        for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
-            del sys.modules[name]
 
 
 class _sentences_for:

@@ -27,7 +27,9 @@ from gptjax.training.step import TrainState, make_train_step
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
-    str(file.relative_to(ROOT)) for file in ROOT.glob("experiments/**/*.py") if file.name != "__init__.py"
+    str(file.relative_to(ROOT))
+    for file in ROOT.glob("experiments/**/*.py")
+    if file.name != "external_data.py"
 )
 
 

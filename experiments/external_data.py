@@ -1,4 +1,4 @@
-"""The runs of the papers, one file each; README.md is their table."""
+"""Where experiments find the data that the package does not carry."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from gptjax.config import ConfigError
 
 
-def data(path: str) -> str:
-    """The path of a file of real data that some experiments read and the package does not carry.
+def external(path: str) -> str:
+    """The path of a file or folder of real data.
 
     It lies in the folder that the environment variable GPTJAX_DATA names, by default in `../shared/data`
     beside this checkout; README.md says where each file comes from.
