@@ -13,13 +13,14 @@ import numpy as np
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.byte_level import ByteLevelTokenizer
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.models.encoder_decoder import EncoderDecoder
 from gptjax.models.functional import ModelDefinition, Params
 from gptjax.models.heads import LanguageModel, ScalarModel
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
 
-KINDS = {"language": LanguageModel, "scalar": ScalarModel}
+KINDS = {"language": LanguageModel, "scalar": ScalarModel, "translation": EncoderDecoder}
 # A model folder holds one of their files.
 TOKENIZERS = (Tokenizer, ByteLevelTokenizer)
 
@@ -65,8 +66,8 @@ def save_model(
 
     Args:
         folder: a stage's run folder.
-        kind: "language" or "scalar".
-        config: the model's `DecoderConfig`.
+        kind: a key of `KINDS`.
+        config: the model's configuration.
         params: parameters to keep.
         tokenizer: stored beside them, its hash in `model.json`.
         system_message: see `TrainedModel`.
@@ -132,7 +133,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     Args:
         folder: a stage's run folder.
         mesh: from `make_mesh`.
-        kind: "language" or "scalar"; None takes either.
+        kind: a key of `KINDS`; None takes any.
 
     Raises:
         ConfigError: there is no finished model, it is of another kind, or its tokenizer is not the one it was

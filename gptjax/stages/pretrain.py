@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gptjax.config import ConfigError, configclass
+from gptjax.config import configclass
 from gptjax.data.corpora import Document, read_documents
 from gptjax.data.mixture import Mixture
 from gptjax.data.packing import lm_batch, pack_documents
@@ -34,6 +34,7 @@ from gptjax.stages.handover import save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import PLAIN, count_tokens, make_language_loss, make_sum_loss, select
 from gptjax.stages.sharded import compile_step, create_state
+from gptjax.stages.tokenizer import run_tokenizer
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import seconds_spent
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
@@ -84,33 +85,6 @@ class PretrainConfig:
             raise ValueError(
                 f"length = {self.length} is longer than model.context_length = {self.model.context_length}"
             )
-
-
-def train_tokenizer(config: PretrainConfig, folder: Path, documents: dict[str, list[Document]]) -> Tokenizer:
-    """The run's tokenizer: the stored one, the configured one, or one trained on the training text alone.
-
-    Raises:
-        ConfigError: the stored or the configured one has another number of ids than the model.
-    """
-    stored = folder / "tokenizer.model"
-    found = stored if stored.exists() else config.tokenizer
-    if found:
-        tokenizer = Tokenizer.load(found)
-        if tokenizer.vocab_size != config.model.vocab_size:
-            raise ConfigError(
-                f"the tokenizer {found} has {tokenizer.vocab_size} ids, but model.vocab_size = "
-                f"{config.model.vocab_size}: set model.vocab_size to {tokenizer.vocab_size}, or name another "
-                "tokenizer"
-            )
-        if found == stored:
-            return tokenizer
-    else:
-        tokenizer = Tokenizer.train(weighted_texts(documents, config.corpora), config.model.vocab_size)
-    # Renamed when whole: a kill while it is written must not leave half a tokenizer behind.
-    partial = stored.with_suffix(".partial")
-    tokenizer.save(partial)
-    partial.rename(stored)
-    return tokenizer
 
 
 def weighted_texts(documents: dict[str, list[Document]], weights: dict[str, float]) -> Iterator[str]:
@@ -180,7 +154,8 @@ def run(config: PretrainConfig, folder: Path) -> None:
     heldout = {name: read_documents(name, split="heldout") for name in config.corpora}
     bad_rows.check()
     print(f"pretrain: {bad_rows.summary()}")
-    tokenizer = train_tokenizer(config, folder, train)
+    texts = weighted_texts(train, config.corpora)
+    tokenizer = run_tokenizer(folder, texts, config.model.vocab_size, config.tokenizer)
     rows = token_rows(config, train, tokenizer, folder)
     mixture = Mixture(rows, config.corpora, config.batch_size, config.seed)
 
