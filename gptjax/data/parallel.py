@@ -199,7 +199,8 @@ class PairBatches:
             fitting = [length for length in lengths if needed_length(ids) <= length]
             if not fitting:
                 raise DataError(
-                    f"a pair needs {needed_length(ids)} tokens, but the longest bucket has {lengths[-1]}: leave it out"
+                    f"a pair needs {needed_length(ids)} tokens, but the longest bucket has {lengths[-1]}: "
+                    "leave it out"
                 )
             buckets[fitting[0]].append(ids)
         filled = {length: pairs for length, pairs in buckets.items() if pairs}

@@ -167,7 +167,14 @@ def beam_search(
 
 
 def translate(
-    definition: ModelDefinition, params, sources_BxS, mask_BxS, *, search: BeamConfig, end_id: int, pad_id: int
+    definition: ModelDefinition,
+    params,
+    sources_BxS,
+    mask_BxS,
+    *,
+    search: BeamConfig,
+    end_id: int,
+    pad_id: int,
 ) -> Hypotheses:
     """Translations by an encoder-decoder; the source is encoded once.
 

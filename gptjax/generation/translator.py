@@ -12,7 +12,7 @@ from gptjax.models.functional import ModelDefinition
 class Translator:
     """Translates sentences with an encoder-decoder and its tokenizer."""
 
-    def __init__(self, definition: ModelDefinition, params, tokenizer, search: BeamConfig = BeamConfig()):
+    def __init__(self, definition: ModelDefinition, params, tokenizer, search: BeamConfig):
         """Args:
         definition, params: an `EncoderDecoder`.
         tokenizer: its tokenizer; has `encode`, `decode`, `end_of_text_id`, `pad_id`.

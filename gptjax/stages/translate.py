@@ -256,7 +256,7 @@ def run(config: TranslateConfig, folder: Path) -> None:
         return mean_loss(sum_loss, params, rows, batch_size)
 
     def watch(state):
-        return {"heldout/loss": loss_of(state.params)}
+        return {f"heldout/{config.source}-{config.target}": loss_of(state.params)}
 
     run_key = jax.random.fold_in(key, 1)
     state = run_loop(state, compile_step(step, mesh), batch_at, run_key, settings, watch)
