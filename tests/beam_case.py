@@ -10,8 +10,8 @@ from gptjax.generation.beam import complete
 from gptjax.generation.decode import left_pad
 
 DEFINITION, PARAMS, _ = lineage.gpt1_case()
-PROMPTS = [[5, 6, 7], [4, 2, 3, 9, 8], [9, 10], [12, 30, 31, 7], [20, 21, 22], [17]]
-END, PAD, BEAMS, NEW = 1, 0, 4, 9
+PROMPTS = [[3, 2], [7, 41], [13, 29], [33, 23], [34, 37], [4, 5, 6, 7]]
+END, PAD, BEAMS, NEW = 21, 0, 4, 9
 PLAIN = {"alpha": 0.0, "end_id": END, "pad_id": PAD}
 
 

@@ -85,9 +85,17 @@ def test_a_wide_beam_finds_the_best_of_all_outputs(tables, alpha):
     assert len(lengths) > 1 and found.finished.all()
 
 
-def test_a_beam_finds_what_greedy_decoding_misses(tables):
-    narrow, wide = (bigram_search(tables, 6, beams=beams, alpha=0.6) for beams in (1, 8))
-    assert float(wide.scores.mean()) > float(narrow.scores.mean()) + 0.01
+def test_a_beam_finds_what_greedy_decoding_misses():
+    """3 is the likelier first token, but its row spreads: p(3, end) = 0.6 / 2 = 0.3 and p(0, end) = 0.4."""
+    table = np.full((V, V), -30.0)
+    table[2, 3], table[2, 0] = np.log(0.6), np.log(0.4)
+    table[0, END], table[3, END], table[3, 3] = 0.0, 0.001, 0.0
+    outputs = []
+    for beams, likelihood in ((1, 0.3), (2, 0.4)):
+        found = bigram_search(table[None], 2, beams=beams, alpha=0.0)
+        np.testing.assert_allclose(np.exp(found.scores), [likelihood], rtol=2e-3)
+        outputs.append(unpadded(found.tokens[0]))
+    assert outputs == [[3, END], [0, END]]
 
 
 def test_rows_do_not_know_each_other_and_a_settled_row_never_changes(tables):
