@@ -4,6 +4,7 @@ import importlib
 import lzma
 import math
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -72,7 +73,15 @@ def rated_texts(split: Split, bad_rows: BadRows) -> list[Document]:
 
 def stdlib(split: Split, bad_rows: BadRows) -> list[Document]:
     """The standard library's source files (`data/code.py`), split as a user's documents are."""
-    return split_documents(code_documents(stdlib_files(), "stdlib/", bad_rows), split, "stdlib")
+    documents, counts = _read_stdlib()
+    bad_rows.include(counts)
+    return split_documents(documents, split, "stdlib")
+
+
+@cache
+def _read_stdlib() -> tuple[list[Document], BadRows]:
+    counts = BadRows()
+    return code_documents(stdlib_files(), "stdlib/", counts), counts
 
 
 def recall(split: Split, bad_rows: BadRows) -> list[Document]:
@@ -98,8 +107,8 @@ def read_documents(
     Files: `.txt` (a document a file), `.jsonl` (a document a row, field `text`), `.py` (a document a file, by
     the rules of `data/code.py`), each also with `.gz`, or a directory of such. Held out are the documents
     whose sha256 is 0 mod 20, or those with the least sha256 where that is none; where there is one document
-    only, its last 5 %, from the start of a line or a word where one is near. The counts of the files are added
-    to `bad_rows`; the limit is on these files alone.
+    only, its last 5 %, from the start of a line or a word where one is near. The counts of the files are
+    added to `bad_rows`; the limit is on these files alone.
 
     Raises DataError for an unknown name, for a split without a document and for more than 0.1 % bad rows.
     """
