@@ -1,5 +1,7 @@
 """A batch that grows: sizes, tokens and the schedule's clock by hand."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,17 +46,20 @@ def test_the_learning_rate_is_a_function_of_tokens():
     config = OptimizerConfig(
         learning_rate=1e-2, schedule="cosine", warmup_steps=1, weight_decay=0.0, clip_norm=None, epsilon=1e-12
     )
-    rate, axes = make_schedule(config, plan.updates), {"w": ("embed", "mlp")}
+    axes = {"w": ("embed", "mlp"), "stack": ("layers", "embed", "mlp")}
+    params = {"w": jnp.zeros((2, 2)), "stack": jnp.zeros((1, 2, 2))}
+    gradient = {"w": jnp.ones((2, 2)), "stack": jnp.eye(2)[None]}
+    rate = make_schedule(config, plan.updates)
+    expected = np.array([rate(plan.first_row[step] / 8) for step in range(7)])
     for kind in ("adamw", "muon"):
-        optimizer = make_optimizer(
-            OptimizerConfig(**{**config.__dict__, "kind": kind}), plan.updates, axes, plan.clock
-        )
-        params = {"w": jnp.zeros((2, 2))}
-        state = optimizer.init(params)
-        for step in range(7):
-            updates, state = optimizer.update({"w": jnp.ones((2, 2))}, state, params)
-            expected = rate(plan.first_row[step] / 8)
-            np.testing.assert_allclose(updates["w"], -expected * np.ones((2, 2)), rtol=1e-4)
+        optimizer = make_optimizer(replace(config, kind=kind), plan.updates, axes, plan.clock)
+        state, rates = optimizer.init(params), []
+        for _ in range(7):
+            updates, state = optimizer.update(gradient, state, params)
+            rates.append([-float(updates["w"][0, 0]), -float(updates["stack"][0, 0, 0])])
+        rates = np.array(rates)
+        np.testing.assert_allclose(rates[:, 0], expected, rtol=1e-4)
+        np.testing.assert_allclose(rates[1:, 1] / rates[1, 1], expected[1:] / expected[1], rtol=1e-3)
     halfway = 1e-2 * (0.1 + 0.9 * (1 + np.cos(np.pi * (22 / 8 - 1) / (38 / 8 - 1))) / 2)
     np.testing.assert_allclose(rate(plan.clock(5)), halfway, rtol=1e-6)
 
