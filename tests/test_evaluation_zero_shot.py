@@ -1,4 +1,4 @@
-"""Zero-shot figures: scores against plain numpy, greedy answers against decoding itself, sources never seen."""
+"""Zero-shot figures: scores against plain numpy, greedy answers against decoding, sources never seen."""
 
 import json
 from dataclasses import replace
