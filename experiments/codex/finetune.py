@@ -1,6 +1,6 @@
 """The same model of source code, going on from one that has read prose.
 
-Paper: Chen et al. 2021, section 3: starting from GPT-3 converges faster, but ends no better than from scratch.
+Paper: Chen et al. 2021, section 3: starting from GPT-3 converges faster and ends no better than from scratch.
 Expected: TODO
 Time: about 60 seconds on 1 core, after experiments/gpt2/large.py.
 Command: gptjax train experiments/codex/finetune.py
