@@ -1,9 +1,9 @@
 """The largest of three GPT-3 models, dense, on text and on lists that only the context explains.
 
-Two fifths of the rows are lists of pairs, each list with digits of its own (`gptjax/data/in_context.py`): text
-alone teaches a model of this size no in-context learning that could be measured. As in the paper the batch grows
-over the first tokens, the learning rate falls to a tenth by tokens, and documents are packed with a separator that
-attention crosses.
+Two fifths of the rows are lists of pairs, each list with digits of its own
+(`gptjax/data/in_context.py`): text alone teaches a model of this size no in-context learning that could be
+measured. As in the paper the batch grows over the first tokens, the learning rate falls to a tenth by tokens,
+and documents are packed with a separator that attention crosses.
 
 Paper: Brown et al. 2020, section 2 and appendix B.
 Expected: TODO
