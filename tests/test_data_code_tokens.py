@@ -62,8 +62,9 @@ def test_old_ids_keep_their_meaning(pair):
     line = "To be, or not to be,\nthat is the question"
     assert code.encode(line) == plain.encode(line)
     assert (code.end_of_text_id, code.pad_id) == (plain.end_of_text_id, plain.pad_id)
-    known = {plain.token_bytes(id) for id in range(plain.vocab_size)} if isinstance(plain, Tokenizer) else set()
-    assert code.vocab_size == plain.vocab_size + sum(run.encode() not in known for run in RUNS) + 3
+    learnt = {plain.token_bytes(id) for id in range(plain.vocab_size)} & {run.encode() for run in RUNS}
+    kept = len(learnt) if isinstance(plain, Tokenizer) else 0
+    assert code.vocab_size == plain.vocab_size + len(RUNS) - kept + 3
     assert code.hash != plain.hash and add_code_tokens(plain).hash == code.hash
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from experiments.gpt2.large import config as large
 from gptjax.stages.pretrain import PretrainConfig
 
-VOCABULARY = 1051  # what tokens for code make of the 1,024 ids
+VOCABULARY = 1047  # what tokens for code make of the 1,024 ids
 
 
 def config() -> PretrainConfig:

@@ -23,9 +23,9 @@ def add_code_tokens(tokenizer: AnyTokenizer) -> AnyTokenizer:
     """The tokenizer with tokens for runs of 2 to 25 spaces and for infilling.
 
     Old ids keep their meaning, so that a model needs no more than new rows in its embeddings. A run of spaces
-    is cut from the left into the longest tokens, before anything is merged. A run that SentencePiece had learnt
-    keeps its id; one that a byte-level tokenizer had learnt gets a new one, which is used. Text can no more
-    produce an infilling token than any other special one.
+    is cut from the left into the longest tokens, before anything is merged. A run that SentencePiece had
+    learnt keeps its id; one that a byte-level tokenizer had learnt gets a new one, which is used. Text can no
+    more produce an infilling token than any other special one.
 
     Raises:
         DataError: it has infilling tokens already.

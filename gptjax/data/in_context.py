@@ -35,10 +35,10 @@ class Question:
 
 
 def recall_text(rng: np.random.Generator, keys: int = RECALL_KEYS, pairs: int = RECALL_PAIRS) -> str:
-    """A list of pairs such as " k 3 d 7 k 3": `keys` letters with a random digit each, drawn evenly."""
+    """A list of pairs such as " k3 d7 k3": `keys` letters with a random digit each, drawn evenly."""
     letters = rng.choice(list(LETTERS), keys, replace=False)
     digits = rng.choice(list(DIGITS), keys)
-    return "".join(f" {letters[i]} {digits[i]}" for i in rng.integers(0, keys, pairs))
+    return "".join(f" {letters[i]}{digits[i]}" for i in rng.integers(0, keys, pairs))
 
 
 def recall_texts(split: str) -> list[str]:
@@ -49,12 +49,10 @@ def recall_texts(split: str) -> list[str]:
 
 def recall_question(rng: np.random.Generator, shots: int) -> Question:
     """A letter of a fresh text after `shots` pairs of it; answerable if it is among them, else one in ten."""
-    words = recall_text(rng, pairs=shots + 1).split()
-    *listed, (letter, digit) = zip(words[::2], words[1::2], strict=True)
-    prompt = "".join(f" {a} {b}" for a, b in listed) + f" {letter}"
-    choices = tuple(f" {digit}" for digit in DIGITS)
-    known = letter in {a for a, _ in listed}
-    return Question(prompt, f" {digit}", choices, 1.0 if known else 1 / len(DIGITS))
+    text = recall_text(rng, pairs=shots + 1)
+    prompt, digit = text[:-1], text[-1]
+    known = prompt[-1] in prompt[:-1]
+    return Question(prompt, digit, tuple(DIGITS), 1.0 if known else 1 / len(DIGITS))
 
 
 def addition_question(rng: np.random.Generator, shots: int, digits: int = 2) -> Question:
