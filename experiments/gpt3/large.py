@@ -35,7 +35,7 @@ def config() -> PretrainConfig:
         batch_size=8,
         ramp=BatchRamp(start=2, tokens=25_000, sizes=4),
         steps=420,
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=40),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=20),
         eval_every=60,
         heldout_bytes=100_000,
         compressors=False,
