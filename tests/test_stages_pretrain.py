@@ -10,12 +10,14 @@ import tiny
 
 from gptjax.config import ConfigError
 from gptjax.data.mixture import Mixture
+from gptjax.data.packing import lm_batch, pack_documents
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import pretrain
 from gptjax.stages.growth import start_parameters
 from gptjax.stages.handover import load_model
+from gptjax.stages.language_loss import PLAIN, select
 from gptjax.training.batch_ramp import BatchRamp
 from gptjax.training.metrics import read_metrics
 
@@ -69,6 +71,18 @@ def test_a_run_interrupted_inside_its_ramp_ends_with_the_same_bits(config, base,
 
 def digest(folder):
     return json.loads((folder / "model/model.json").read_text("utf-8"))["digest"]
+
+
+def test_a_document_sees_the_one_before_its_separator(base):
+    """As in GPT-3: rows are cut from one stream, and no mask stands between its documents."""
+    model = load_model(base, make_mesh(MeshConfig()))
+    separator = model.tokenizer.end_of_text_id
+    packed, _ = pack_documents([[40, 41, 42], [50, 51, 52, 53]], 8, separator)
+    assert packed.tolist() == [[40, 41, 42, separator, 50, 51, 52, 53]]
+    batch = select(lm_batch(np.concatenate([packed, np.where(packed == 41, 60, packed)])), PLAIN)
+    logits = np.asarray(model.definition.apply(model.params, batch["tokens"]))
+    assert (logits[0, 0] == logits[1, 0]).all() and (logits[0, 4:] != logits[1, 4:]).any(-1).all()
+    assert batch["loss_mask"].all()
 
 
 def longer(config, base, **model):

@@ -41,9 +41,9 @@ def start_parameters(base: TrainedModel, folder: str, definition: ModelDefinitio
         return base.params
     fresh = jax.jit(definition.initialise)(key)
 
-    def grow(path, new_leaf, old_leaf):
+    def grow(new_leaf, old_leaf):
         if new_leaf.shape == old_leaf.shape:
             return old_leaf
         return new_leaf.at[tuple(slice(size) for size in old_leaf.shape)].set(old_leaf)
 
-    return jax.tree.map_with_path(grow, fresh, base.params)
+    return jax.tree.map(grow, fresh, base.params)

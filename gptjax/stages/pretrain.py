@@ -190,11 +190,10 @@ def run(config: PretrainConfig, folder: Path) -> None:
 
 
 def glances(folder: Path) -> dict[str, dict[str, float]]:
-    """Step -> source -> loss on the little held-out text, as it was logged during the run."""
+    """Step -> source -> loss on the little held-out text, as it was logged during the run by process 0."""
+    file, start = folder / "metrics.jsonl", "heldout/"
     curves = {
-        str(line["step"]): {
-            name.removeprefix("heldout/"): loss for name, loss in line.items() if name.startswith("heldout/")
-        }
-        for line in read_metrics(folder / "metrics.jsonl")
+        str(line["step"]): {n.removeprefix(start): loss for n, loss in line.items() if n.startswith(start)}
+        for line in (read_metrics(file) if file.exists() else ())
     }
     return {step: losses for step, losses in curves.items() if losses}
