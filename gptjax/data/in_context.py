@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = "abcdefghij"
 DIGITS = "0123456789"
-RECALL_KEYS = 5
-RECALL_PAIRS = 24
-RECALL_TEXTS = {"train": 12_000, "heldout": 200}
+RECALL_KEYS = 4
+RECALL_PAIRS = 20
+RECALL_TEXTS = {"train": 20_000, "heldout": 300}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Question:
 
 
 def recall_text(rng: np.random.Generator, keys: int = RECALL_KEYS, pairs: int = RECALL_PAIRS) -> str:
-    """A list of pairs such as " k3 d7 k3": `keys` letters with a random digit each, drawn evenly."""
+    """A list of pairs such as " c3 d7 c3": `keys` letters with a random digit each, drawn evenly."""
     letters = rng.choice(list(LETTERS), keys, replace=False)
     digits = rng.choice(list(DIGITS), keys)
     return "".join(f" {letters[i]}{digits[i]}" for i in rng.integers(0, keys, pairs))
