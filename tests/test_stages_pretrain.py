@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from gptjax.config import ConfigError
+from gptjax.data.code_tokens import add_code_tokens
 from gptjax.data.mixture import Mixture
 from gptjax.data.packing import lm_batch, pack_documents
 from gptjax.models.functional import ModelDefinition
@@ -25,6 +26,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 # Two sizes: steps of 4 rows until 256 tokens are read, then of 8.
 SIZES = [4, 4, 8, 8, 8]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Programs are kept for the runs after the first."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("programs")), 0.0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +100,8 @@ def test_a_document_sees_the_one_before_its_separator(base):
 
 def longer(config, base, **model):
     """Pretraining that goes on from `base`, its tokenizer with tokens for code."""
-    vocab = load_model(base, make_mesh(MeshConfig())).tokenizer.vocab_size + model.pop("more", 27)
-    shape = replace(config.model, vocab_size=vocab, **model)
+    tokenizer = add_code_tokens(load_model(base, make_mesh(MeshConfig())).tokenizer)
+    shape = replace(config.model, vocab_size=tokenizer.vocab_size, **model)
     return replace(config, base=str(base), code_tokens=True, model=shape, ramp=None)
 
 
@@ -133,5 +146,5 @@ def test_impossible_combinations_are_refused(config):
         replace(config, base="runs/x", tokenizer="y.model")
     with pytest.raises(ValueError, match="code_tokens adds to a tokenizer that is there"):
         replace(config, code_tokens=True)
-    with pytest.raises(ValueError, match="batch_size = 2 does not divide into 2"):
+    with pytest.raises(ValueError, match="batch_size = 2 does not divide into 4 mesh parts"):
         replace(config, mesh=MeshConfig(data=4), ramp=BatchRamp(start=2, tokens=9, sizes=3))

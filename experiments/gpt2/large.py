@@ -19,7 +19,7 @@ def config() -> PretrainConfig:
         length=128,
         batch_size=8,
         steps=400,
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=40),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=20),
         eval_every=50,
         heldout_bytes=100_000,
         compressors=False,
