@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from gptjax.config import ConfigError
-from gptjax.data.code_tokens import add_code_tokens
+from gptjax.data.code_tokens import add_code_tokens, infilling_ids, without_infilling
 from gptjax.data.mixture import Mixture
 from gptjax.data.packing import lm_batch, pack_documents
 from gptjax.models.functional import ModelDefinition
@@ -19,6 +19,7 @@ from gptjax.stages import pretrain
 from gptjax.stages.growth import start_parameters
 from gptjax.stages.handover import load_model
 from gptjax.stages.language_loss import PLAIN, select
+from gptjax.stages.pretrain_data import encode_document
 from gptjax.training.batch_ramp import BatchRamp
 from gptjax.training.metrics import read_metrics
 
@@ -130,6 +131,18 @@ def test_a_run_goes_on_from_its_base(config, base, tmp_path):
     assert abs(first["loss"] - last["loss"]) < 0.1 < np.log(vocab) - first["loss"]
     stored = load_model(tmp_path, make_mesh(MeshConfig()))
     assert stored.tokenizer.vocab_size == stored.definition.config.vocab_size == vocab
+
+
+def test_a_share_of_the_documents_is_rearranged(base):
+    code = add_code_tokens(load_model(base, make_mesh(MeshConfig())).tokenizer)
+    prefix, middle, suffix = infilling_ids(code)
+    rng, text = np.random.default_rng(0), "Some text that is long enough to be cut."
+    coded = [encode_document(text, code, 0.5, rng) for _ in range(200)]
+    assert all(without_infilling(ids, code) == text for ids in coded)
+    rearranged = [ids for ids in coded if prefix in ids]
+    suffix_first = [ids for ids in rearranged if ids[1] == suffix and ids.index(middle) > 2]
+    assert 70 < len(rearranged) < 130 and 30 < len(suffix_first) < 80
+    assert encode_document(text, code, 0.0, rng) == code.encode(text)
 
 
 def test_a_base_that_does_not_fit_is_refused(config, base, tmp_path):

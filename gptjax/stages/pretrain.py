@@ -24,7 +24,7 @@ from gptjax.evaluation.perplexity import (
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel
 from gptjax.models.transformer import DecoderConfig
-from gptjax.ranges import Count, Natural, NonNegative, Seed, SomeWeights
+from gptjax.ranges import Count, Fraction, Natural, NonNegative, Seed, SomeWeights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.growth import start_parameters
@@ -54,6 +54,8 @@ class PretrainConfig:
         tokenizer: path of a SentencePiece model or a byte-level `tokenizer.json`; None trains one on the
             training text.
         code_tokens: add tokens for code to the base's or the named tokenizer (`data/code_tokens.py`).
+        infilling: share of the training documents whose middle is put last, to be filled in from both sides;
+            it needs the tokens for code.
         length: tokens per row.
         batch_size: rows per update.
         ramp: growth of the batch over the first tokens, see `BatchRamp`; None has none.
@@ -75,6 +77,7 @@ class PretrainConfig:
     mesh: MeshConfig = MeshConfig()
     tokenizer: str | None = None
     code_tokens: bool = False
+    infilling: Fraction = 0.0
     length: Count
     batch_size: Count
     ramp: BatchRamp | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.config import ConfigError
-from gptjax.data.code_tokens import add_code_tokens
+from gptjax.data.code_tokens import add_code_tokens, with_infilling
 from gptjax.data.corpora import Document
 from gptjax.data.packing import pack_documents
 from gptjax.data.tokenizers import Tokenizer
@@ -63,13 +63,21 @@ def weighted_texts(documents: dict[str, list[Document]], weights: dict[str, floa
             yield from (d.text for d in texts)
 
 
+def encode_document(text: str, tokenizer, infilling: float, rng: np.random.Generator) -> list[int]:
+    """The ids of a document; with probability `infilling` rearranged, half of the time with the suffix first."""
+    if rng.random() < infilling:
+        return with_infilling(text, tokenizer, rng, suffix_first=bool(rng.integers(2)))
+    return tokenizer.encode(text)
+
+
 def token_rows(config, documents: dict[str, list[Document]], tokenizer, folder: Path):
     """One memory-mapped int32 array `[rows, length + 1]` per source, written once per run."""
     rows = {}
     for index, (source, texts) in enumerate(documents.items()):
         file = folder / "tokens" / f"{index}.npy"
         if not file.exists():
-            ids = [tokenizer.encode(d.text) for d in texts]
+            rng = np.random.default_rng([config.seed, index])
+            ids = [encode_document(d.text, tokenizer, config.infilling, rng) for d in texts]
             packed, dropped = pack_documents(ids, config.length + 1, tokenizer.end_of_text_id)
             print(f"pretrain: {source}: {packed.size:,} tokens, {dropped} in the last partial row left out")
             file.parent.mkdir(exist_ok=True)
