@@ -64,7 +64,7 @@ def weighted_texts(documents: dict[str, list[Document]], weights: dict[str, floa
 
 
 def encode_document(text: str, tokenizer, infilling: float, rng: np.random.Generator) -> list[int]:
-    """The ids of a document; with probability `infilling` rearranged, half of the time with the suffix first."""
+    """The ids of a document; rearranged with probability `infilling`, half of these with the suffix first."""
     if rng.random() < infilling:
         return with_infilling(text, tokenizer, rng, suffix_first=bool(rng.integers(2)))
     return tokenizer.encode(text)
