@@ -63,13 +63,19 @@ def sentencepiece_json(tokenizer: Tokenizer) -> dict:
         found.sort(key=lambda pair: (normal[pair[0]][1], normal[pair[1]][1]))
         merges += [(-score, *pair) for pair in found]
     merges.sort(key=lambda merge: merge[0])
-    entry = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-    special = {id: piece for id, (piece, _, kind) in enumerate(pieces) if kind == "control"}
+    entry = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    # Pieces that are cut out first are found in the text as it is, where spaces are spaces.
+    written = [piece.replace(SPACE_MARK, " ") if kind == "user" else piece for piece, _, kind in pieces]
+    added = [
+        entry | {"id": id, "content": written[id], "special": kind == "control"}
+        for id, (_, _, kind) in enumerate(pieces)
+        if kind in ("control", "user")
+    ]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [entry | {"id": id, "content": piece} for id, piece in special.items()],
+        "added_tokens": added,
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK},
         "pre_tokenizer": None,
         "post_processor": None,
@@ -85,7 +91,7 @@ def sentencepiece_json(tokenizer: Tokenizer) -> dict:
             "type": "BPE",
             "unk_token": pieces[1][0],
             "byte_fallback": True,
-            "vocab": {piece: id for id, (piece, _, _) in enumerate(pieces)},
+            "vocab": {piece: id for id, piece in enumerate(written)},
             "merges": [list(pair) for _, *pair in merges],
         },
     }
