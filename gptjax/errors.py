@@ -11,7 +11,7 @@ OPTIONAL = {
     "gguf": ("gguf", "hub", "reading quantised GGUF files"),
     "matplotlib": ("matplotlib", "report", "the report"),
     "sklearn": ("scikit-learn", "data", "the linear baseline of the reward stage"),
-    "tokenizers": ("tokenizers", "hub", "a byte-level tokenizer"),
+    "tokenizers": ("tokenizers", "hub", "a byte-level or WordPiece tokenizer"),
     "vaderSentiment": ("vaderSentiment", "data", "the lexicon score of the PPO stage"),
     "yaml": ("pyyaml", "data", "the source 'chatterbot'"),
 }
