@@ -1,4 +1,4 @@
-"""Sentence embeddings of an encoder: the mean of its hidden states, of length 1 (Reimers and Gurevych 2019)."""
+"""Sentence embeddings of an encoder: the mean of its hidden states (Reimers and Gurevych 2019)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,8 +14,8 @@ from gptjax.stages.handover import TrainedModel
 def embed(model: TrainedModel, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
     """One vector a text: `e = m / |m|` with m the mean of the hidden states of all its tokens.
 
-    [CLS] and [SEP] count as tokens; a text longer than the context is cut. Rows are padded to a power of two, so
-    that few programs are compiled.
+    [CLS] and [SEP] count as tokens; a text longer than the context is cut. Rows are padded to a power of two,
+    so that few programs are compiled.
 
     Args:
         model: from `load_model`, with an encoder and a WordPiece tokenizer.
