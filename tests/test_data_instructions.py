@@ -1,4 +1,4 @@
-"""Instructions in Alpaca's form: the prompt with and without an input, both kinds of rows, bad rows counted."""
+"""Instructions in Alpaca's form: prompts with an input and without, both kinds of rows, bad rows counted."""
 
 import json
 
