@@ -12,12 +12,14 @@ from gptjax.models.functional import Params
 from gptjax.stages.dialogue_rows import read_source
 from gptjax.stages.handover import TrainedModel
 
+LONGEST_PROMPT = 256  # all are padded to the longest
 GREEDY = SamplingConfig(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=64)
 
 
 def first_turns(sources: Iterable[str], count: int, seed: int, model: TrainedModel) -> list[Messages]:
-    """The first turns of `count` held-out dialogues, each with its reply; those without room are left out."""
-    room, found = model.definition.config.context_length - GREEDY.max_new_tokens, []
+    """The first turns of `count` held-out dialogues, each with its reply; long ones are passed over."""
+    room = min(LONGEST_PROMPT, model.definition.config.context_length - GREEDY.max_new_tokens)
+    found = []
     for source in sources:
         for messages, _ in read_source(source, "heldout", BadRows(), seed) if count else []:
             end = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
