@@ -63,6 +63,8 @@ def test_added_pieces_are_special_and_follow(llama_like):
         assert tokenizer.encode(text) == SentencePieceTokenizer(llama_like).encode(text)
     with pytest.raises(DataError, match="has the id 700 where 600 follows"):
         published(llama_like, {"<pad>": 700})
+    with pytest.raises(DataError, match="are no numbers"):
+        published(llama_like, {"<pad>": "600"})
 
 
 def test_our_own_model_stays_ours(tokenizer):

@@ -140,7 +140,10 @@ def published(model: bytes, added: dict[str, int] | None = None) -> "SentencePie
     ):
         return Tokenizer(model)
     changed = False
-    for piece, id in sorted((added or {}).items(), key=lambda item: item[1]):
+    added = added or {}
+    if not all(type(id) is int for id in added.values()):
+        raise DataError("the ids of the added pieces are no numbers")
+    for piece, id in sorted(added.items(), key=lambda item: item[1]):
         if piece in kinds:
             continue
         if id != len(proto.pieces):

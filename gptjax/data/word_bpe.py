@@ -128,6 +128,14 @@ class WordBpeTokenizer:
         return next(piece for piece, special in self.specials.items() if special == id)
 
 
+def marks_words(content: bytes) -> bool:
+    """Whether a `tokenizer.json` marks the end of words, as GPT-1's does."""
+    try:
+        return bool(json.loads(content)["model"]["end_of_word_suffix"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def _backend(description: dict, vocab: dict[str, int], specials: set[str]):
     """The library's tokenizer, in which special pieces are called by names with a space, as no word is."""
     import tokenizers

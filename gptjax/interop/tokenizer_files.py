@@ -8,7 +8,7 @@ from gptjax.data.quality import DataError
 from gptjax.data.sentencepieces import SentencePieceTokenizer, published
 from gptjax.data.tokenizer_json import read_bounded
 from gptjax.data.tokenizers import SPACE_MARK, Tokenizer
-from gptjax.data.word_bpe import END_OF_WORD, WordBpeTokenizer
+from gptjax.data.word_bpe import END_OF_WORD, WordBpeTokenizer, marks_words
 from gptjax.data.wordpiece import WordPieceTokenizer, is_wordpiece
 from gptjax.interop.safetensors import read_json
 from gptjax.stages.handover import AnyTokenizer
@@ -23,8 +23,8 @@ _MESSAGES = (
 def read_tokenizer(folder: Path) -> AnyTokenizer:
     """The tokenizer of a folder.
 
-    `tokenizer.model` with what `added_tokens.json` adds, `tokenizer.json`, `vocab.txt`, or `vocab.json` and
-    `merges.txt`, whichever is there first.
+    `tokenizer.model` with what `added_tokens.json` adds, where it is SentencePiece's; else `tokenizer.json`,
+    `vocab.txt`, or `vocab.json` and `merges.txt`, whichever is there first.
 
     Raises:
         DataError: there is none, or one of another kind.
@@ -35,7 +35,8 @@ def read_tokenizer(folder: Path) -> AnyTokenizer:
         try:
             return published(read_bounded(pieces), read_json(added) if added.is_file() else {})
         except DataError as error:
-            raise DataError(f"{pieces}: {error}") from error
+            if not whole.is_file():
+                raise DataError(f"{pieces}: {error}") from error
     if whole.is_file():
         return _of_json(whole)
     if (folder / "vocab.txt").is_file():
@@ -55,8 +56,7 @@ def _of_json(path: Path) -> ByteLevelTokenizer | WordPieceTokenizer | WordBpeTok
     content = read_bounded(path)
     if is_wordpiece(content):
         return WordPieceTokenizer.load(path)
-    marked = b'"end_of_word_suffix":' in content and END_OF_WORD.encode() in content
-    return WordBpeTokenizer.load(path) if marked else ByteLevelTokenizer.load(path)
+    return WordBpeTokenizer.load(path) if marks_words(content) else ByteLevelTokenizer.load(path)
 
 
 def _settings(folder: Path) -> dict:
