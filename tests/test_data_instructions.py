@@ -65,5 +65,5 @@ def test_the_seed_tasks():
         pytest.skip(str(error))
     counts = BadRows()
     train, heldout = (read_dialogues(path, split=s, bad_rows=counts) for s in ("train", "heldout"))
-    assert len(train) + len(heldout) == 175 and len(heldout) == 18 and counts.bad_rows == 0
+    assert len(train) + len(heldout) == 175 and len(heldout) == 20 and counts.bad_rows == 0
     assert sum(WITH_INPUT in messages[0]["content"] for messages in train + heldout) == 125

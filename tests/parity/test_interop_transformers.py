@@ -256,10 +256,10 @@ def test_export_of_bert(tmp_path, activation):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_gguf_file_gives_the_same_logits(tmp_path, byte_level, name):
-    """Read by transformers, which turns rotary pairs back by its own code."""
+    """Read by transformers, which turns rotary pairs by its own code; its GPT-2 has 1,024 positions."""
     pytest.importorskip("gguf", reason="gguf is not installed (gptjax[hub])")
     pytest.importorskip("accelerate", reason="accelerate is not installed (gptjax[parity])")
-    config = dataclasses.replace(OURS[name], vocab_size=320)
+    config = dataclasses.replace(OURS[name], vocab_size=320, context_length=1024)
     run = own_run(tmp_path / "run", config, byte_level)
     list(export_gguf(run, tmp_path / "m.gguf"))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
