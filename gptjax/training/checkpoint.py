@@ -84,9 +84,9 @@ def check_identity(stored: dict[str, str], expected: dict[str, str], place: Path
 def save_tree(folder: Path, tree) -> None:
     """Writes one finished tree, such as a stage's final parameters.
 
-    In memory is no second copy: leaves are written one after the other as they lie, each to its own file. Packed
-    into one and compressed, as in the checkpoints, they would take almost as much again, and float32 weights
-    shrink by a tenth.
+    Leaves are written one after the other as they lie, each to its own file, so that no second copy is in
+    memory. Packed and compressed as the checkpoints are, they would take almost as much memory again and twice
+    the time, and float32 weights shrink by a tenth.
     """
     from orbax.checkpoint import v1 as ocp
 
