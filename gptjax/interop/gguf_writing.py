@@ -4,8 +4,10 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the package `
 """
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,6 @@ from gptjax.interop.exporting import family_of, model_folder
 from gptjax.interop.gguf_model import ROPE_FACTORS, rope_factors
 from gptjax.interop.names import entries, tensor_shape, write_tensors
 from gptjax.interop.tokenizer_files import chat_template
-from gptjax.models.transformer import DecoderConfig
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import AnyTokenizer, TrainedModel, load_model
 
@@ -56,40 +57,46 @@ def export_gguf(run: str | Path, output: str | Path, precision: str = "f32") -> 
     config, family = model.definition.config, family_of(model.definition.config, folder)
     if family not in ("gpt2", "llama"):
         raise ConfigError(f"the model of {folder} is a {family}: GGUF has gpt2 and llama")
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    wanted = entries(family, "gguf", config, "language")
+    shapes = {entry.name: tensor_shape(entry, model.definition) for entry in wanted}
+    kinds = {name: _kind(name, shape, precision) for name, shape in shapes.items()}
+    stream = write_tensors(wanted, model.params)
+    if config.rotary_scaling is not None:
+        factors = rope_factors(config.rotary_scaling, config.rotary_theta, config.head_size)
+        shapes[ROPE_FACTORS], kinds[ROPE_FACTORS] = factors.shape, "F32"
+        stream = chain(stream, [(ROPE_FACTORS, factors)])
     writer = gguf.GGUFWriter(None, family)
+    writer.add_file_type(PRECISIONS[precision][1])
     for key, value in metadata(model, family, folder).items():
         _add(writer, key, value)
-    writer.add_file_type(PRECISIONS[precision][1])
-    wanted, kinds = entries(family, "gguf", config, "language"), {}
-    for entry in wanted:
-        shape = tensor_shape(entry, model.definition)
-        kinds[entry.name] = kind = _kind(entry.name, shape, precision)
-        size = (
-            int(np.prod(shape)) * 34 // BLOCK if kind == "Q8_0" else int(np.prod(shape)) * int(kind[1:]) // 8
-        )
-        writer.add_tensor_info(entry.name, shape, np.dtype("f4"), size, gguf.GGMLQuantizationType[kind])
-    factors = None if config.rotary_scaling is None else _factors(config)
-    if factors is not None:
-        kind = gguf.GGMLQuantizationType.F32
-        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes, kind)
-    try:
-        writer.write_header_to_file(unfinished)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, tensor in write_tensors(wanted, model.params):
-            writer.write_tensor_data(gguf.quantize(tensor, gguf.GGMLQuantizationType[kinds[name]]))
-        if factors is not None:
-            writer.write_tensor_data(factors)
-        writer.close()
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    _write(writer, output, shapes, kinds, stream)
     left = [name for name, kind in kinds.items() if kind == "F16" and precision == "q8_0"]
     if left:
         yield f"{len(left)} matrices with rows that {BLOCK} does not divide are F16: {', '.join(left)}"
     count = f"{model.definition.parameter_count:,}"
     yield f"exported {folder} ({family}, {count} parameters, {precision}) into {output}"
+
+
+def _write(writer, output: Path, shapes: dict, kinds: dict[str, str], stream: Iterable) -> None:
+    """Announces the tensors and writes them as they come; the file appears when it is whole."""
+    import gguf
+
+    codes = {name: gguf.GGMLQuantizationType[kind] for name, kind in kinds.items()}
+    for name, shape in shapes.items():
+        per_block, block_bytes = gguf.GGML_QUANT_SIZES[codes[name]]
+        size = math.prod(shape) // per_block * block_bytes
+        writer.add_tensor_info(name, shape, np.dtype("f4"), size, codes[name])
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        writer.write_header_to_file(unfinished)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in stream:
+            writer.write_tensor_data(gguf.quantize(tensor, codes[name]))
+        writer.close()
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def metadata(model: TrainedModel, family: str, folder: Path) -> dict:
@@ -190,10 +197,6 @@ def _kind(name: str, shape: tuple[int, ...], precision: str) -> str:
         return "F32"
     kind = PRECISIONS[precision][0]
     return "F16" if kind == "Q8_0" and shape[-1] % BLOCK else kind
-
-
-def _factors(config: DecoderConfig) -> np.ndarray:
-    return rope_factors(config.rotary_scaling, config.rotary_theta, config.head_size)
 
 
 def _add(writer, key: str, value) -> None:
