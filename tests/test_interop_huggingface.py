@@ -12,10 +12,9 @@ from gptjax.config import ConfigError, to_json
 from gptjax.data.quality import DataError
 from gptjax.errors import UserError
 from gptjax.interop.exporting import export_model
-from gptjax.interop.huggingface import read_tokenizer
 from gptjax.interop.importing import import_model, open_foreign, system_message
 from gptjax.interop.safetensors import SafetensorsFolder, read_header, write_safetensors
-from gptjax.interop.tokenizer_files import chat_template
+from gptjax.interop.tokenizer_files import chat_template, read_tokenizer
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.transformer import DecoderConfig
 from gptjax.runs import write_json_atomic
@@ -230,7 +229,10 @@ def change(folder, **values):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba': gpt2, llama, mistral can be imported"),
+        (
+            {"model_type": "mamba"},
+            "model_type 'mamba': gpt2, llama, mistral, openai-gpt, bert can be imported",
+        ),
         ({"model_type": ["llama"]}, "model_type"),
         ({"architectures": ["LlamaModel"]}, "the architecture 'LlamaModel'"),
         ({"architectures": 3}, "the architecture"),
@@ -244,10 +246,11 @@ def change(folder, **values):
         ({"num_attention_heads": 3, "head_dim": None}, "cannot be"),
         ({"num_key_value_heads": 3}, "cannot be"),
         ({"rms_norm_eps": "small"}, "cannot be"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "scales rotary positions"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "cannot be"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "scales rotary positions"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "scales rotary"),
         ({"rope_parameters": "default"}, "scales rotary positions"),
-        ({"sliding_window": 8}, "sliding_window of 8"),
+        ({"sliding_window": "8"}, "sliding_window is '8', not a count"),
         ({"tie_word_embeddings": True}, "lm_head.weight differs from model.embed_tokens.weight"),
         (
             {"hidden_size": 32, "head_dim": None},

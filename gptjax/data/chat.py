@@ -17,6 +17,7 @@ from gptjax.data.files import (
     source_files,
     unknown_source,
 )
+from gptjax.data.instructions import dialogue_of_instruction
 from gptjax.data.quality import BadRows, DataError
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import require
@@ -74,6 +75,7 @@ def read_dialogues(
 ) -> list[Messages]:
     """The dialogues of one split of the bundled "chatterbot" or of JSONL files with a field `messages`.
 
+    A row with an `instruction` in its place is a dialogue of two messages (`data/instructions.py`).
     A message is `{"role": "system" | "user" | "assistant", "content": str}`; a dialogue may open with one
     system message, then user and assistant alternate. A last user turn without a reply is dropped, as are
     dialogues that occur twice. Held out are the dialogues whose opening has sha256 0 mod 10, so a question
@@ -178,7 +180,7 @@ def rows_of_jsonl(file: Path, bad_rows: BadRows) -> list[tuple[Messages, Origin]
 def checked_dialogue(row: dict) -> tuple[str, Messages]:
     """The kind of fault of a row ("" for none) and its dialogue, a last user turn without a reply dropped."""
     if "messages" not in row:
-        return "missing field", []
+        return dialogue_of_instruction(row) if "instruction" in row else ("missing field", [])
     kind = fault_of_messages(row["messages"])
     if kind:
         return kind, []

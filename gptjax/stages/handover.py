@@ -12,16 +12,25 @@ import numpy as np
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.byte_level import ByteLevelTokenizer
+from gptjax.data.sentencepieces import SentencePieceTokenizer
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.word_bpe import WordBpeTokenizer
+from gptjax.data.wordpiece import WordPieceTokenizer
 from gptjax.models.functional import ModelDefinition, Params
-from gptjax.models.heads import LanguageModel, ScalarModel
+from gptjax.models.heads import EncoderModel, LanguageModel, MaskedLanguageModel, ScalarModel
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
 
-KINDS = {"language": LanguageModel, "scalar": ScalarModel}
+KINDS = {
+    "language": LanguageModel,
+    "scalar": ScalarModel,
+    "masked": MaskedLanguageModel,
+    "encoder": EncoderModel,
+}
 # A model folder holds one of their files.
-TOKENIZERS = (Tokenizer, ByteLevelTokenizer)
+TOKENIZERS = (Tokenizer, ByteLevelTokenizer, SentencePieceTokenizer, WordPieceTokenizer, WordBpeTokenizer)
+AnyTokenizer = Tokenizer | ByteLevelTokenizer | SentencePieceTokenizer | WordPieceTokenizer | WordBpeTokenizer
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class TrainedModel:
 
     definition: ModelDefinition
     params: Params
-    tokenizer: Tokenizer | ByteLevelTokenizer
+    tokenizer: AnyTokenizer
     digest: str
     system_message: str = ""
 
@@ -58,15 +67,15 @@ def save_model(
     kind: str,
     config,
     params: Params,
-    tokenizer: Tokenizer | ByteLevelTokenizer,
+    tokenizer: AnyTokenizer,
     system_message: str = "",
 ) -> None:
     """Writes `folder/model/` with `params/`, the tokenizer and `model.json`; the last makes it valid.
 
     Args:
         folder: a stage's run folder.
-        kind: "language" or "scalar".
-        config: the model's `DecoderConfig`.
+        kind: key of KINDS.
+        config: the model's.
         params: parameters to keep.
         tokenizer: stored beside them, its hash in `model.json`.
         system_message: see `TrainedModel`.
@@ -132,7 +141,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     Args:
         folder: a stage's run folder.
         mesh: from `make_mesh`.
-        kind: "language" or "scalar"; None takes either.
+        kind: key of KINDS that it must be; None takes any.
 
     Raises:
         ConfigError: there is no finished model, it is of another kind, or its tokenizer is not the one it was
@@ -168,7 +177,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     return TrainedModel(definition, params, tokenizer, facts["digest"], facts.get("system_message", ""))
 
 
-def load_tokenizer(model_folder: Path) -> Tokenizer | ByteLevelTokenizer:
+def load_tokenizer(model_folder: Path) -> AnyTokenizer:
     """The tokenizer of a model folder, of the kind its file says. Raises DataError as its `load`."""
     kinds = [kind for kind in TOKENIZERS if (model_folder / kind.file_name).exists()] or [Tokenizer]
     return kinds[0].load(model_folder / kinds[0].file_name)
