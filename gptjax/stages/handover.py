@@ -14,12 +14,19 @@ from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.byte_level import ByteLevelTokenizer
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.models.functional import ModelDefinition, Params
+from gptjax.models.glm import GLM
 from gptjax.models.heads import LanguageModel, ScalarModel
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
 
-KINDS = {"language": LanguageModel, "scalar": ScalarModel}
+KINDS = {"language": LanguageModel, "scalar": ScalarModel, "infilling": GLM}
+# What to name where a model of the kind is needed.
+MAKERS = {
+    "language": "a pretrained or fine-tuned model",
+    "scalar": "a reward model",
+    "infilling": "a model pretrained on blanks",
+}
 # A model folder holds one of their files.
 TOKENIZERS = (Tokenizer, ByteLevelTokenizer)
 
@@ -65,8 +72,8 @@ def save_model(
 
     Args:
         folder: a stage's run folder.
-        kind: "language" or "scalar".
-        config: the model's `DecoderConfig`.
+        kind: one of `KINDS`.
+        config: the model's configuration.
         params: parameters to keep.
         tokenizer: stored beside them, its hash in `model.json`.
         system_message: see `TrainedModel`.
@@ -132,7 +139,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     Args:
         folder: a stage's run folder.
         mesh: from `make_mesh`.
-        kind: "language" or "scalar"; None takes either.
+        kind: one of `KINDS`; None takes any.
 
     Raises:
         ConfigError: there is no finished model, it is of another kind, or its tokenizer is not the one it was
@@ -149,7 +156,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     if kind not in (None, facts["kind"]):
         raise ConfigError(
             f"{folder} holds a {facts['kind']} model where a {kind} model is needed: name the run folder of "
-            + ("a reward model" if kind == "scalar" else "a pretrained or fine-tuned model")
+            + MAKERS[kind]
         )
     tokenizer = load_tokenizer(source)
     if tokenizer.hash != facts["tokenizer_hash"]:
