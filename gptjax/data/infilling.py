@@ -21,7 +21,6 @@ from gptjax.data.tokenizers import Tokenizer
 
 Blank = tuple[int, int]  # first token of a text that is left out, and the one after the last
 Arrays = dict[str, np.ndarray]
-KINDS = ("token", "sentence", "document")
 SENTENCE_ENDS = (".", "!", "?", "。", "！", "？", "\n")
 # Poisson(3) cut to 1 .. 39, as in the released code: a blank is never empty.
 SPAN_LENGTHS = np.arange(1, 40)
@@ -71,7 +70,8 @@ def token_blanks(text: np.ndarray, rng, *, rate: float, most: int, separator_id:
     """
     lengths, wanted = [], max(1, int(rate * len(text)))
     while sum(lengths) < wanted and len(lengths) < most:
-        lengths.append(int(rng.choice(SPAN_LENGTHS, p=SPAN_WEIGHTS / SPAN_WEIGHTS.sum())))
+        drawn = int(rng.choice(SPAN_LENGTHS, p=SPAN_WEIGHTS / SPAN_WEIGHTS.sum()))
+        lengths.append(min(drawn, len(text) - sum(lengths)))
     kept = len(text) - sum(lengths)
     while len(lengths) > kept + 1:  # a short text, whose spans would touch
         kept += lengths.pop()
@@ -153,7 +153,7 @@ def blank_example(
         part_a += [*text[done:start], mask]
         places.append(len(part_a) - 1)
         done = end
-    part_a += text[done:]
+    part_a += [*text[done:]]
     tokens, positions = list(part_a), [(i, 0) for i in range(len(part_a))]
     targets, numbers = [0] * len(part_a), [0] * len(part_a)
     for number in order:

@@ -12,7 +12,7 @@ from gptjax.models.functional import ModelDefinition
 
 
 def make_blank_scores(definition: ModelDefinition):
-    """Jitted `(params, batch) -> (negative log-likelihood, whether it is the likeliest)` of each target `[B, L]`."""
+    """Jitted `(params, batch) -> (nats, whether it is the likeliest)` of each target, `[B, L]` both."""
 
     def scores(params, batch):
         positions, segments = batch["positions"], batch["segment_ids"]

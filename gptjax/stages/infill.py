@@ -200,8 +200,8 @@ def run(config: InfillConfig, folder: Path) -> None:
     for source, found in figures.items():
         for name, figure in found.items():
             print(
-                f"infill: held-out {source}, {name}: {figure['loss']:.3f} nats per token, {figure['accuracy']:.1%} "
-                f"of tokens and {figure['exact']:.1%} of blanks right",
+                f"infill: held-out {source}, {name}: {figure['loss']:.3f} nats per token, "
+                f"{figure['accuracy']:.1%} of tokens and {figure['exact']:.1%} of blanks right",
                 flush=True,
             )
     save_model(folder, "infilling", model, state.params, tokenizer)
