@@ -102,9 +102,9 @@ def test_what_pretraining_leaves_behind(work):
         assert 0 <= figures["exact"] <= figures["accuracy"] <= 1 and figures["loss"] < np.log(390) + 0.5
     logged = read_metrics(root / "infill" / "metrics.jsonl")
     assert all(f"heldout/{source}" in row for row in logged for source in config.corpora)
-    model = load_model(root / "infill", make_mesh(MeshConfig()), "infilling")
+    model = load_model(root / "infill", make_mesh(MeshConfig()), "glm")
     assert model.definition.config.vocab_size == model.tokenizer.vocab_size + RESERVED
-    with pytest.raises(ConfigError, match="holds a infilling model where a language model is needed"):
+    with pytest.raises(ConfigError, match="holds a glm model where a language model is needed"):
         load_model(root / "infill", make_mesh(MeshConfig()), "language")
 
 
@@ -139,7 +139,7 @@ def test_fine_tuning_counts_replies_and_writes_some(work):
     dialogues = [json.loads(line) for line in open(next(iter(config.dialogues)), encoding="utf-8")]
     known = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in dialogues}
     assert all(known[sample["prompt"]] == sample["expected"] for sample in samples)
-    model = load_model(root / "chat", make_mesh(MeshConfig()), "infilling")
+    model = load_model(root / "chat", make_mesh(MeshConfig()), "glm")
     assert BlankIds.after(model.tokenizer.vocab_size).end == model.definition.config.vocab_size - 1
 
 

@@ -114,7 +114,7 @@ class GLMConfig(Derived):
 def shrink_gradient(x: jax.Array, factor: float) -> jax.Array:
     """x, whose gradient is multiplied with `factor`: `factor x + stop_gradient((1 - factor) x)`.
 
-    GLM-130B's embedding gradient shrink, against spikes of the loss (Zeng et al. 2022, section 3.3).
+    GLM-130B's embedding gradient shrink, against spikes of the loss (Zeng et al. 2022, section 3).
     """
     return x if factor == 1.0 else factor * x + jax.lax.stop_gradient((1 - factor) * x)
 

@@ -20,12 +20,12 @@ from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
 
-KINDS = {"language": LanguageModel, "scalar": ScalarModel, "infilling": GLM}
+KINDS = {"language": LanguageModel, "scalar": ScalarModel, "glm": GLM}
 # What to name where a model of the kind is needed.
 MAKERS = {
     "language": "a pretrained or fine-tuned model",
     "scalar": "a reward model",
-    "infilling": "a model pretrained on blanks",
+    "glm": "a model pretrained on blanks",
 }
 # A model folder holds one of their files.
 TOKENIZERS = (Tokenizer, ByteLevelTokenizer)

@@ -204,6 +204,6 @@ def run(config: InfillConfig, folder: Path) -> None:
                 f"{figure['accuracy']:.1%} of tokens and {figure['exact']:.1%} of blanks right",
                 flush=True,
             )
-    save_model(folder, "infilling", model, state.params, tokenizer)
+    save_model(folder, "glm", model, state.params, tokenizer)
     seconds, tokens = time.monotonic() - started, config.steps * tokens_per_step
     mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})

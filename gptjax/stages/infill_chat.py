@@ -117,7 +117,7 @@ def run(config: InfillChatConfig, folder: Path) -> None:
         print(f"infill_chat: already done in {folder}")
         return
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
-    base = load_model(config.base, mesh, "infilling")
+    base = load_model(config.base, mesh, "glm")
     longest = config.length + config.sampling.max_new_tokens
     check_fit({"length + sampling.max_new_tokens": longest}, {config.base: base})
     ids = BlankIds.after(base.definition.config.vocab_size - RESERVED)
@@ -170,6 +170,6 @@ def run(config: InfillChatConfig, folder: Path) -> None:
                 samples += [{"source": source, "split": split} | sample for sample in written]
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (folder / "samples.jsonl").write_text("".join(lines), "utf-8")
-    save_model(folder, "infilling", base.definition.config, state.params, base.tokenizer)
+    save_model(folder, "glm", base.definition.config, state.params, base.tokenizer)
     seconds, tokens = time.monotonic() - started, config.steps * tokens_per_step
     mark_done(folder, {"seconds": seconds, "tokens": tokens, "dialogues": figures})
