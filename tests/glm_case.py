@@ -34,6 +34,11 @@ def rows():
     return pack_blanks(examples(), L)
 
 
+def real_tokens():
+    """The tokens of `rows` that are no padding."""
+    return rows()["tokens"][rows()["segment_ids"] > 0]
+
+
 def case(name, config=None):
     """(definition, params, `params -> logits of the real tokens of each row`)."""
     definition = ModelDefinition(GLM, config or CONFIGS[name])

@@ -12,6 +12,7 @@ import pytest
 from golden import check_golden
 
 from gptjax.config import ConfigError, from_json, to_json
+from gptjax.data.infilling import stack_examples
 from gptjax.generation.blanks import split_answers, write_blanks
 from gptjax.generation.decode import left_pad, request_keys
 from gptjax.generation.sampling import SamplingConfig
@@ -50,7 +51,7 @@ def test_logits_are_the_stored_ones_of_numpy(name):
     check_golden(f"{name}_logits", lineage.sampled(logits, scalar))
 
 
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", ["glm", "glm130b"])
 def test_one_device_equals_eight(name):
     definition, params, logits_of = glm_case.case(name)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -77,7 +78,7 @@ def test_the_mask_of_a_prefix_by_hand():
     assert prefix_mask(prefix[:, :3])[0, 0].astype(int).tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
 
 
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", ["glm", "chatglm"])
 def test_gradients_flow_from_part_a_and_from_earlier_tokens_of_part_b_alone(name):
     """d output of token i / d embedding of token j is 0 exactly where i may not see j."""
     definition, params, _ = glm_case.case(name)
@@ -100,14 +101,14 @@ def test_gradients_flow_from_part_a_and_from_earlier_tokens_of_part_b_alone(name
 @pytest.mark.parametrize("name", STYLES)
 def test_packed_examples_do_not_see_each_other(name):
     definition, params, logits_of = glm_case.case(name)
-    packed = np.asarray(jax.jit(logits_of)(params)[1])
-    first, second = glm_case.examples()[1:]
-    alone = [
-        definition.apply(params, x["tokens"][None], positions=x["positions"][None])[0]
-        for x in (first, second)
-    ]
-    order = sorted(alone, key=len, reverse=True)
-    np.testing.assert_allclose(packed, np.concatenate(order), rtol=0, atol=2e-5)
+    packed = jax.jit(logits_of)(params)[1]
+    examples = glm_case.examples()[1:]  # the longer one comes first in their row
+    rows = stack_examples(examples, glm_case.L)
+    inputs = {key: rows[key] for key in ("positions", "segment_ids")}
+    alone = jax.jit(definition.apply)(params, rows["tokens"], **inputs)
+    sizes = [len(example["tokens"]) for example in examples]
+    apart = np.concatenate([row[:size] for row, size in zip(alone, sizes, strict=True)])
+    np.testing.assert_allclose(packed, apart, rtol=0, atol=2e-5)
 
 
 def test_only_differences_of_rotary_positions_count():
@@ -173,13 +174,12 @@ def test_the_shrunk_gradient_is_that_of_the_lookup_alone():
         return jax.jit(jax.value_and_grad(scalar, has_aux=True))(params)
 
     (whole_value, _), whole = gradients(1.0)
-    (half_value, _), half = gradients(0.5)
     (tenth_value, _), tenth = gradients(0.1)
-    np.testing.assert_allclose([half_value, tenth_value], whole_value, rtol=1e-5)
+    np.testing.assert_allclose(tenth_value, whole_value, rtol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), whole["blocks"], tenth["blocks"])
-    looked_up = (whole["embedding"] - tenth["embedding"]) / 0.9
-    np.testing.assert_allclose(whole["embedding"] - half["embedding"], looked_up * 0.5, rtol=1e-3, atol=1e-5)
-    assert np.abs(looked_up).max() > 1e-3 and np.abs(whole["embedding"] - looked_up).max() > 1e-3
+    looked_up = np.abs(whole["embedding"] - tenth["embedding"]).max(-1) > 1e-6
+    np.testing.assert_array_equal(np.flatnonzero(looked_up), np.unique(glm_case.real_tokens()))
+    assert (np.abs(tenth["embedding"]).max(-1) > 1e-6).all()  # the output's part is that of every token
 
 
 @pytest.mark.parametrize("name", STYLES)
@@ -194,7 +194,7 @@ def test_blanks_written_with_a_cache_are_those_of_teacher_forcing(name):
     # The likeliest token of random weights is never the end token: take one that comes early in its place.
     settings = {"sampling": SamplingConfig(temperature=0.0, max_new_tokens=9), "start_id": ids.start}
 
-    @partial(jax.jit, static_argnums=1)
+    @jax.jit
     def write(params, end):
         drawn = request_keys([0, 1])
         return write_blanks(definition, params, tokens, mask, places, counts, drawn, **settings, end_id=end)
@@ -203,15 +203,18 @@ def test_blanks_written_with_a_cache_are_those_of_teacher_forcing(name):
     written = np.asarray(write(params, end))
     answers = [split_answers(row, count, end) for row, count in zip(written, counts, strict=True)]
     assert len(answers[0]) == 2 and len(answers[0][0]) <= 1 and len(answers[1]) == 1
-    for part, marks, said, row in zip(parts, places, answers, written, strict=True):
+    forced, apply = np.zeros((2, 18), int), jax.jit(definition.apply)
+    at = np.ones((2, 18, 2), int)  # Part B is causal: what follows changes nothing
+    for row, (part, marks, said) in enumerate(zip(parts, places, answers, strict=True)):
         entering, positions = list(part), [(i, 0) for i in range(len(part))]
         for mark, answer in zip(marks, said, strict=False):
             entering += [ids.start, *answer]
             positions += [(int(mark), 1 + i) for i in range(len(answer) + 1)]
-        logits = definition.apply(params, np.array([entering]), positions=np.array([positions]))
-        count = min(9, len(entering) - len(part))
-        likeliest = np.argmax(logits[0, len(part) : len(part) + count], -1)
-        np.testing.assert_array_equal(likeliest, row[:count])
+        forced[row, : len(entering)], at[row, : len(entering)] = entering, positions
+    likeliest = np.argmax(apply(params, forced, positions=at), -1)
+    for row, (part, said) in enumerate(zip(parts, answers, strict=True)):
+        count = min(9, sum(len(answer) + 1 for answer in said))
+        np.testing.assert_array_equal(likeliest[row, len(part) : len(part) + count], written[row, :count])
 
 
 def test_configurations_survive_json_and_impossible_ones_are_refused():
