@@ -8,6 +8,7 @@ Legend: B batch, L length.
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -84,30 +85,28 @@ def read_examples(config: InfillChatConfig, base: TrainedModel, ids: BlankIds, s
     return examples
 
 
-def write_samples(model: TrainedModel, params, ids: BlankIds, examples, sampling: SamplingConfig) -> list:
-    """Replies to the prompts of examples, each beside that of the data."""
-    in_a = [example["positions"][:, 1] == 0 for example in examples]
-    prompts = [example["tokens"][a].tolist() for example, a in zip(examples, in_a, strict=True)]
-    tokens, mask = left_pad(prompts, 0, max(map(len, prompts)))
-    rows = tokens, mask, mask.sum(1)[:, None] - 1, np.ones(len(prompts), np.int32)
-
-    @jax.jit
-    def write(params, keys_B):
-        settings = {"sampling": sampling, "start_id": ids.start, "end_id": ids.end}
-        return write_blanks(model.definition, params, *rows, keys_B, **settings)
+def make_writer(model: TrainedModel, ids: BlankIds, config: InfillChatConfig):
+    """`(params, examples) -> a reply to each prompt`, beside that of the data, as lines of `samples.jsonl`."""
+    settings = {"sampling": config.sampling, "start_id": ids.start, "end_id": ids.end}
+    write = jax.jit(partial(write_blanks, model.definition, **settings))
 
     def text(tokens):
         return model.tokenizer.decode(int(token) for token in tokens if token < ids.cls)
 
-    drawn = np.asarray(write(params, request_keys(range(len(prompts)))))
-    return [
-        {
-            "prompt": text(prompt),
-            "reply": text(split_answers(row, 1, ids.end)[0]),
-            "expected": text(example["targets"][~a]),
-        }
-        for prompt, row, example, a in zip(prompts, drawn, examples, in_a, strict=True)
-    ]
+    def samples(params, examples):
+        in_a = [example["positions"][:, 1] == 0 for example in examples]
+        prompts = [example["tokens"][a].tolist() for example, a in zip(examples, in_a, strict=True)]
+        tokens, mask = left_pad(prompts, 0, config.length)
+        places, counts = mask.sum(1)[:, None] - 1, np.ones(len(prompts), np.int32)
+        drawn = write(params, tokens, mask, places, counts, request_keys(range(len(prompts))))
+        replies = [split_answers(row, 1, ids.end)[0] for row in np.asarray(drawn)]
+        expected = [example["targets"][~a] for example, a in zip(examples, in_a, strict=True)]
+        return [
+            {"prompt": text(prompt), "reply": text(reply), "expected": text(right)}
+            for prompt, reply, right in zip(prompts, replies, expected, strict=True)
+        ]
+
+    return samples
 
 
 def run(config: InfillChatConfig, folder: Path) -> None:
@@ -153,7 +152,8 @@ def run(config: InfillChatConfig, folder: Path) -> None:
         state, compile_step(step, mesh), batch_at, stage_key(config.seed, "infill_chat"), settings
     )
 
-    scores, figures, samples = make_blank_scores(definition), {}, []
+    scores, write = make_blank_scores(definition), make_writer(base, ids, config)
+    figures, samples = {}, []
     for source in config.dialogues:
         for split, examples in (("train", train[source]), ("heldout", heldout[source])):
             measured = pack_blanks(examples, config.length)
@@ -166,8 +166,7 @@ def run(config: InfillChatConfig, folder: Path) -> None:
             )
             if config.samples:
                 shown = examples[:: max(1, len(examples) // config.samples)][: config.samples]
-                written = write_samples(base, state.params, ids, shown, config.sampling)
-                samples += [{"source": source, "split": split} | sample for sample in written]
+                samples += [{"source": source, "split": split} | s for s in write(state.params, shown)]
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (folder / "samples.jsonl").write_text("".join(lines), "utf-8")
     save_model(folder, "glm", base.definition.config, state.params, base.tokenizer)
