@@ -13,6 +13,7 @@ from documentation import PAGES, table
 from gptjax.config import ConfigError
 from gptjax.data.infilling import RESERVED, BlankIds
 from gptjax.data.mixture import Mixture
+from gptjax.data.quality import DataError
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.families import chatglm
@@ -164,6 +165,8 @@ def test_settings_that_do_not_fit_are_refused(work, tmp_path):
     root, pretrain, dialogues = work
     with pytest.raises(ConfigError, match=r"length \+ sampling.max_new_tokens = 133 is longer than"):
         infill_chat.run(dataclasses.replace(dialogues, length=128), tmp_path / "long")
+    with pytest.raises(DataError, match="none of the .* replies of .* fits into 9 tokens .*: raise length"):
+        infill_chat.run(dataclasses.replace(dialogues, length=9), tmp_path / "short")
     for change, sentence in (
         ({"length": 200}, "length = 200 is longer than model.context_length = 128"),
         ({"length": 7}, "length = 7 leaves no room for a text and its blanks"),

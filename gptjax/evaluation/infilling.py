@@ -43,8 +43,9 @@ def infilling_figures(scores, params, rows: dict[str, np.ndarray], batch_size: i
         batch = {name: rows[name][index] for name in ("tokens", "targets", "positions", "segment_ids")}
         losses[index], right[index] = jax.device_get(scores(params, batch))
     inside = rows["blanks"] > 0
-    names = np.where(inside, rows["blanks"] + np.arange(count)[:, None] * (rows["blanks"].max() + 1), 0)
-    blanks, wrong = set(names[inside].tolist()), set(names[inside & ~right].tolist())
+    row = np.broadcast_to(np.arange(count)[:, None], inside.shape)
+    names = np.stack([row, rows["segment_ids"], rows["blanks"]], -1)
+    blanks, wrong = (set(map(tuple, names[where].tolist())) for where in (inside, inside & ~right))
     return {
         "loss": float(losses[inside].mean()),
         "accuracy": float(right[inside].mean()),

@@ -17,7 +17,7 @@ import numpy as np
 from gptjax.config import configclass
 from gptjax.data.infilling import RESERVED, BlankIds, pack_blanks, reply_examples
 from gptjax.data.mixture import Mixture
-from gptjax.data.quality import BadRows
+from gptjax.data.quality import BadRows, DataError
 from gptjax.evaluation.infilling import infilling_figures, make_blank_scores
 from gptjax.generation.blanks import split_answers, write_blanks
 from gptjax.generation.decode import left_pad, request_keys
@@ -73,20 +73,29 @@ class InfillChatConfig:
 
 
 def read_examples(config: InfillChatConfig, base: TrainedModel, ids: BlankIds, split: str) -> dict[str, list]:
-    """Source -> an example for each reply that fits; prints what was read and what was too long."""
+    """Source -> an example for each reply that fits; prints what was read and what was too long.
+
+    Raises:
+        DataError: a source can't be read, lacks the split, or has no reply that fits.
+    """
     examples = {}
     for source in config.dialogues:
         bad_rows = BadRows()
         dialogues = read_source(source, split, bad_rows, config.seed)
         made = [e for messages, _ in dialogues for e in reply_examples(messages, base.tokenizer, ids)]
         examples[source] = [example for example in made if len(example["tokens"]) <= config.length]
+        if not examples[source]:
+            raise DataError(
+                f"none of the {len(made)} {split} replies of {source} fits into {config.length} tokens with its "
+                "prompt: raise length"
+            )
         counted = f"{len(made)} replies, {len(made) - len(examples[source])} too long and left out"
         print(f"infill_chat: {source} ({split}): {read_line(bad_rows)}{counted}", flush=True)
     return examples
 
 
 def make_writer(model: TrainedModel, ids: BlankIds, config: InfillChatConfig):
-    """`(params, examples) -> a reply to each prompt`, beside that of the data, as lines of `samples.jsonl`."""
+    """`(params, examples) -> [{"prompt", "reply", "expected"}]`, the last being the reply of the data."""
     settings = {"sampling": config.sampling, "start_id": ids.start, "end_id": ids.end}
     write = jax.jit(partial(write_blanks, model.definition, **settings))
 
