@@ -104,31 +104,40 @@ def read_documents(
 ) -> list[Document]:
     """The documents of one split of a bundled corpus or of a user's files.
 
-    Files: `.txt` (a document a file), `.jsonl` (a document a row, field `text`), `.py` (a document a file, by
-    the rules of `data/code.py`), each also with `.gz`, or a directory of such. Held out are the documents
-    whose sha256 is 0 mod 20, or those with the least sha256 where that is none; where there is one document
-    only, its last 5 %, from the start of a line or a word where one is near. The counts of the files are
-    added to `bad_rows`; the limit is on these files alone.
+    Files: `.txt` (a document a file), `.jsonl` (a document a row, in the field `text` or in the one that the
+    name ends in after a colon, as in `pairs.jsonl:zh`), `.py` (a document a file, by the rules of
+    `data/code.py`), each also with `.gz`, or a directory of such. Held out are the documents whose sha256 is 0
+    mod 20, or those with the least sha256 where that is none; where there is one document only, its last 5 %,
+    from the start of a line or a word where one is near. The counts of the files are added to `bad_rows`; the
+    limit is on these files alone.
 
     Raises DataError for an unknown name, for a split without a document and for more than 0.1 % bad rows.
     """
     check_split(split)
     if str(name_or_path) in BUNDLED:
         return BUNDLED[str(name_or_path)](split, BadRows() if bad_rows is None else bad_rows)
-    if not is_path(name_or_path):
+    path, field = split_field(str(name_or_path))
+    if not is_path(path):
         raise DataError(unknown_source(name_or_path, BUNDLED))
     documents, own_rows = [], BadRows()
-    files = source_files(name_or_path, SUFFIXES)
+    files = source_files(path, SUFFIXES)
     code = {str(file): file for file in files if file.name.removesuffix(".gz").endswith(".py")}
     for file in files:
-        if str(file) not in code:
-            read = rows_of_jsonl if file.name.removesuffix(".gz").endswith(".jsonl") else text_file
-            documents += read(file, own_rows)
+        if file.name.removesuffix(".gz").endswith(".jsonl"):
+            documents += rows_of_jsonl(file, own_rows, field)
+        elif str(file) not in code:
+            documents += text_file(file, own_rows)
     documents += code_documents(code, "", own_rows)
     if bad_rows is not None:
         bad_rows.include(own_rows)
     own_rows.check()
     return split_documents(documents, split, name_or_path)
+
+
+def split_field(name: str) -> tuple[str, str]:
+    """A path and the field of its rows that holds the text: what stands after a last colon, else `text`."""
+    path, colon, field = name.rpartition(":")
+    return (path, field) if colon and field and is_path(path) and not is_path(name) else (name, "text")
 
 
 def split_documents(documents: list[Document], split: Split, name: str | Path) -> list[Document]:
@@ -167,16 +176,16 @@ def text_file(file: Path, bad_rows: BadRows) -> list[Document]:
     return checked_document(text, file, 1, bad_rows)
 
 
-def rows_of_jsonl(file: Path, bad_rows: BadRows) -> list[Document]:
-    """A document for each good row of a JSONL file."""
+def rows_of_jsonl(file: Path, bad_rows: BadRows, field: str = "text") -> list[Document]:
+    """A document for each good row of a JSONL file, in the named field."""
     documents = []
     for line, row in read_jsonl(file, bad_rows):
-        if "text" not in row:
+        if field not in row:
             bad_rows.add("missing field", file, line)
-        elif not isinstance(row["text"], str):
+        elif not isinstance(row[field], str):
             bad_rows.add("malformed field", file, line)
         else:
-            documents += checked_document(row["text"], file, line, bad_rows)
+            documents += checked_document(row[field], file, line, bad_rows)
     return documents
 
 

@@ -17,6 +17,7 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.data.word_bpe import WordBpeTokenizer
 from gptjax.data.wordpiece import WordPieceTokenizer
 from gptjax.models.functional import ModelDefinition, Params
+from gptjax.models.glm import GLM
 from gptjax.models.heads import EncoderModel, LanguageModel, MaskedLanguageModel, ScalarModel
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
@@ -27,6 +28,15 @@ KINDS = {
     "scalar": ScalarModel,
     "masked": MaskedLanguageModel,
     "encoder": EncoderModel,
+    "glm": GLM,
+}
+# What to name where a model of the kind is needed.
+MAKERS = {
+    "language": "a pretrained or fine-tuned model",
+    "scalar": "a reward model",
+    "masked": "a masked language model",
+    "encoder": "an encoder",
+    "glm": "a model pretrained on blanks",
 }
 # A model folder holds one of their files.
 TOKENIZERS = (Tokenizer, ByteLevelTokenizer, SentencePieceTokenizer, WordPieceTokenizer, WordBpeTokenizer)
@@ -74,8 +84,8 @@ def save_model(
 
     Args:
         folder: a stage's run folder.
-        kind: key of KINDS.
-        config: the model's.
+        kind: one of `KINDS`.
+        config: the model's configuration.
         params: parameters to keep.
         tokenizer: stored beside them, its hash in `model.json`.
         system_message: see `TrainedModel`.
@@ -141,7 +151,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     Args:
         folder: a stage's run folder.
         mesh: from `make_mesh`.
-        kind: key of KINDS that it must be; None takes any.
+        kind: one of `KINDS`; None takes any.
 
     Raises:
         ConfigError: there is no finished model, it is of another kind, or its tokenizer is not the one it was
@@ -158,7 +168,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     if kind not in (None, facts["kind"]):
         raise ConfigError(
             f"{folder} holds a {facts['kind']} model where a {kind} model is needed: name the run folder of "
-            + ("a reward model" if kind == "scalar" else "a pretrained or fine-tuned model")
+            + MAKERS[kind]
         )
     tokenizer = load_tokenizer(source)
     if tokenizer.hash != facts["tokenizer_hash"]:

@@ -5,52 +5,26 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax.config import ConfigError
 from gptjax.data.code_tokens import add_code_tokens, with_infilling
 from gptjax.data.corpora import Document
 from gptjax.data.packing import pack_documents
-from gptjax.data.tokenizers import Tokenizer
 from gptjax.evaluation.perplexity import first_bytes, heldout_rows
-from gptjax.stages.handover import TOKENIZERS, TrainedModel, load_tokenizer
+from gptjax.stages.handover import TrainedModel
+from gptjax.stages.tokenizer import read_tokenizer, run_tokenizer
 
 
 def make_tokenizer(config, folder: Path, documents: dict[str, list[Document]], base: TrainedModel | None):
-    """The run's tokenizer: the stored one, the base's, the configured one, or one of the training text alone.
+    """The run's tokenizer, see `run_tokenizer`: the base's or the configured one, with tokens for code if asked.
 
     Raises:
         ConfigError: it has another number of ids than the model.
     """
-    if any((folder / kind.file_name).exists() for kind in TOKENIZERS):
-        tokenizer = load_tokenizer(folder)
-        return _checked(tokenizer, config, folder / tokenizer.file_name)
-    if base or config.tokenizer:
-        tokenizer = base.tokenizer if base else read_tokenizer(config.tokenizer)
-        tokenizer = add_code_tokens(tokenizer) if config.code_tokens else tokenizer
-        _checked(tokenizer, config, config.tokenizer or f"{config.base} (base)")
-    else:
-        tokenizer = Tokenizer.train(weighted_texts(documents, config.corpora), config.model.vocab_size)
-    # Renamed when whole: a kill while it is written must not leave half a tokenizer behind.
-    partial = folder / f"{tokenizer.file_name}.partial"
-    tokenizer.save(partial)
-    partial.rename(folder / tokenizer.file_name)
-    return tokenizer
-
-
-def read_tokenizer(path: str):
-    """The tokenizer of a file: `tokenizer.json` is byte-level, all else SentencePiece. Raises DataError."""
-    kinds = {Path(kind.file_name).suffix: kind for kind in TOKENIZERS}
-    return kinds.get(Path(path).suffix, Tokenizer).load(path)
-
-
-def _checked(tokenizer, config, source):
-    if tokenizer.vocab_size != config.model.vocab_size:
-        added = " with code_tokens" if config.code_tokens else ""
-        raise ConfigError(
-            f"the tokenizer {source}{added} has {tokenizer.vocab_size} ids, but model.vocab_size = "
-            f"{config.model.vocab_size}: set model.vocab_size to {tokenizer.vocab_size}, or name another "
-            "tokenizer"
-        )
-    return tokenizer
+    named, note = (base.tokenizer, f"of {config.base}") if base else (config.tokenizer, "")
+    if config.code_tokens:
+        named = add_code_tokens(base.tokenizer if base else read_tokenizer(config.tokenizer))
+        note = f"{config.base or config.tokenizer} with code_tokens"
+    texts = weighted_texts(documents, config.corpora)
+    return run_tokenizer(folder, texts, config.model.vocab_size, named, note)
 
 
 def weighted_texts(documents: dict[str, list[Document]], weights: dict[str, float]) -> Iterator[str]:
