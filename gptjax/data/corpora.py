@@ -106,10 +106,10 @@ def read_documents(
 
     Files: `.txt` (a document a file), `.jsonl` (a document a row, in the field `text` or in the one that the
     name ends in after a colon, as in `pairs.jsonl:zh`), `.py` (a document a file, by the rules of
-    `data/code.py`), each also with `.gz`, or a directory of such. Held out are the documents whose sha256 is 0
-    mod 20, or those with the least sha256 where that is none; where there is one document only, its last 5 %,
-    from the start of a line or a word where one is near. The counts of the files are added to `bad_rows`; the
-    limit is on these files alone.
+    `data/code.py`), each also with `.gz`, or a directory of such. Held out are the documents whose sha256 is
+    0 mod 20, or those with the least sha256 where that is none; where there is one document only, its last
+    5 %, from the start of a line or a word where one is near. The counts of the files are added to
+    `bad_rows`; the limit is on these files alone.
 
     Raises DataError for an unknown name, for a split without a document and for more than 0.1 % bad rows.
     """

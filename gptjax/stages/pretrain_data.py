@@ -14,7 +14,7 @@ from gptjax.stages.tokenizer import read_tokenizer, run_tokenizer
 
 
 def make_tokenizer(config, folder: Path, documents: dict[str, list[Document]], base: TrainedModel | None):
-    """The run's tokenizer, see `run_tokenizer`: the base's or the configured one, with tokens for code if asked.
+    """The run's tokenizer: the base's or the configured one, with tokens for code if asked.
 
     Raises:
         ConfigError: it has another number of ids than the model.
