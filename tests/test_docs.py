@@ -42,6 +42,7 @@ from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
+from gptjax.stages.translate import TranslateConfig
 from gptjax.training.loop import RESUBMIT, TrainingStopped
 
 STAGES = {
@@ -49,6 +50,7 @@ STAGES = {
     "finetune": FinetuneConfig,
     "reward": RewardConfig,
     "ppo": PpoConfig,
+    "translate": TranslateConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -63,6 +65,11 @@ SMALL = {
         "ppo",
         "--iterations 1 --batch-size 4 --sampling.max-new-tokens 4 --eval-prompts 4 --eval-bytes 1000 "
         "--minibatches 1 --ptx-rows 2 --ptx-length 32 --prompt-length 64",
+    ),
+    "my_translation": (
+        "translate",
+        "--model.vocab-size 384 --model.width 16 --model.layers 1 --model.heads 2 --steps 2 --eval-every 2 "
+        "--translated 4 --batch-tokens 256 --lengths 64 --search.extra-tokens 4",
     ),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
@@ -90,6 +97,7 @@ def write_data(folder) -> None:
     names = {"text": "my_texts/text", "dialogues": "my_dialogues", "preferences": "my_rankings"}
     for name, own in names.items():
         shutil.copy(written / f"{name}.jsonl", folder / f"{own}.jsonl")
+    tiny.write_pairs(folder).rename(folder / "my_pairs.jsonl")
     gguf_file.write(folder / "my_model.gguf", LLAMA, llama_tensors())
 
 
@@ -215,10 +223,13 @@ def test_metrics_are_those_of_a_run(stage, workplace):
 def test_run_folders_hold_what_the_pages_say(stage, workplace):
     folder = workplace / "runs/quickstart" / stage
     files = {row[0] for row in table("docs/configuration.md", "Run folders")}
-    files |= {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}.get(stage, set())
+    own = {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}
+    own["translate"] = {"tokenizer.model", "samples.jsonl"}
+    files |= own.get(stage, set())
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
     heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]
-    heldout = next(iter(heldout.values())) if stage == "pretrain" else heldout.get("policy", {})
+    named = {"pretrain": next(iter(heldout)), "ppo": "policy", "translate": "averaged"}
+    heldout = heldout.get(named.get(stage), {})
     assert all(f"`{name}`" in PAGES[f"docs/{stage}.md"] for name in heldout)
 
 

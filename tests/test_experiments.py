@@ -127,7 +127,7 @@ def test_every_step_lowers_for_eight_devices(file):
     config = load(file)
     stages = stages_of(config)
     if not stages:
-        pytest.skip(f"the steps of a {type(config).__name__} need the model it starts from")
+        pytest.skip(f"the steps of a {type(config).__name__} are not lowered here")
     model = dataclasses.replace(stages["pretrain"].model, loop="scan")  # the same tree, traced once
     for name, stage in stages.items():
         # What the batch does not divide into is split along the matrices.

@@ -16,6 +16,7 @@ from gptjax.data.sentencepieces import SentencePieceTokenizer
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.data.word_bpe import WordBpeTokenizer
 from gptjax.data.wordpiece import WordPieceTokenizer
+from gptjax.models.encoder_decoder import EncoderDecoder
 from gptjax.models.functional import ModelDefinition, Params
 from gptjax.models.glm import GLM
 from gptjax.models.heads import EncoderModel, LanguageModel, MaskedLanguageModel, ScalarModel
@@ -28,6 +29,7 @@ KINDS = {
     "scalar": ScalarModel,
     "masked": MaskedLanguageModel,
     "encoder": EncoderModel,
+    "translation": EncoderDecoder,
     "glm": GLM,
 }
 # What to name where a model of the kind is needed.
@@ -36,6 +38,7 @@ MAKERS = {
     "scalar": "a reward model",
     "masked": "a masked language model",
     "encoder": "an encoder",
+    "translation": "a translator",
     "glm": "a model pretrained on blanks",
 }
 # A model folder holds one of their files.

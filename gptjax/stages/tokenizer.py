@@ -52,7 +52,7 @@ def read_tokenizer(path: str) -> AnyTokenizer:
 def _checked(tokenizer: AnyTokenizer, vocab_size: int, source: str) -> AnyTokenizer:
     if tokenizer.vocab_size != vocab_size:
         raise ConfigError(
-            f"the tokenizer {source} has {tokenizer.vocab_size} ids, but model.vocab_size = {vocab_size}: set "
-            f"model.vocab_size to {tokenizer.vocab_size}, or name another tokenizer"
+            f"the tokenizer {source} has {tokenizer.vocab_size} ids, but model.vocab_size = "
+            f"{vocab_size}: set model.vocab_size to {tokenizer.vocab_size}, or name another tokenizer"
         )
     return tokenizer

@@ -55,6 +55,7 @@ class LoopSettings:
         flops_per_token: for the share of the peak, where the peak is known; None shows no share.
         devices: number of devices the step runs on.
         started: see `MetricsWriter`.
+        keep: how many of the newest checkpoints are kept.
     """
 
     stage: str
@@ -67,6 +68,7 @@ class LoopSettings:
     flops_per_token: float | None
     devices: int = 1
     started: float | None = None
+    keep: int = 2
 
 
 def peak_flops(devices: int) -> float | None:
@@ -98,7 +100,7 @@ def run_loop(
         SystemExit: code 75 after SIGTERM, once a checkpoint is written.
         TrainingStopped: three updates in a row were not finite.
     """
-    checkpoints = Checkpoints(settings.folder / "checkpoints", settings.identity)
+    checkpoints = Checkpoints(settings.folder / "checkpoints", settings.identity, settings.keep)
     restored = checkpoints.restore_latest(state)
     state = state if restored is None else restored
     start = int(state.step)
