@@ -13,15 +13,23 @@ import numpy as np
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.byte_level import ByteLevelTokenizer
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.wordpiece import WordPieceTokenizer
+from gptjax.models.classifier import Classifier
 from gptjax.models.functional import ModelDefinition, Params
-from gptjax.models.heads import LanguageModel, ScalarModel
+from gptjax.models.heads import LanguageModel, MaskedLanguageModel, ScalarModel
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
 
-KINDS = {"language": LanguageModel, "scalar": ScalarModel}
+KINDS = {
+    "language": LanguageModel,
+    "scalar": ScalarModel,
+    "masked": MaskedLanguageModel,
+    "classifier": Classifier,
+}
 # A model folder holds one of their files.
-TOKENIZERS = (Tokenizer, ByteLevelTokenizer)
+TOKENIZERS = (Tokenizer, ByteLevelTokenizer, WordPieceTokenizer)
+AnyTokenizer = Tokenizer | ByteLevelTokenizer | WordPieceTokenizer
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class TrainedModel:
 
     definition: ModelDefinition
     params: Params
-    tokenizer: Tokenizer | ByteLevelTokenizer
+    tokenizer: AnyTokenizer
     digest: str
     system_message: str = ""
 
@@ -58,15 +66,15 @@ def save_model(
     kind: str,
     config,
     params: Params,
-    tokenizer: Tokenizer | ByteLevelTokenizer,
+    tokenizer: AnyTokenizer,
     system_message: str = "",
 ) -> None:
     """Writes `folder/model/` with `params/`, the tokenizer and `model.json`; the last makes it valid.
 
     Args:
         folder: a stage's run folder.
-        kind: "language" or "scalar".
-        config: the model's `DecoderConfig`.
+        kind: a key of KINDS.
+        config: the model's configuration.
         params: parameters to keep.
         tokenizer: stored beside them, its hash in `model.json`.
         system_message: see `TrainedModel`.
@@ -132,7 +140,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     Args:
         folder: a stage's run folder.
         mesh: from `make_mesh`.
-        kind: "language" or "scalar"; None takes either.
+        kind: a key of KINDS; None takes any.
 
     Raises:
         ConfigError: there is no finished model, it is of another kind, or its tokenizer is not the one it was
@@ -168,7 +176,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     return TrainedModel(definition, params, tokenizer, facts["digest"], facts.get("system_message", ""))
 
 
-def load_tokenizer(model_folder: Path) -> Tokenizer | ByteLevelTokenizer:
+def load_tokenizer(model_folder: Path) -> AnyTokenizer:
     """The tokenizer of a model folder, of the kind its file says. Raises DataError as its `load`."""
     kinds = [kind for kind in TOKENIZERS if (model_folder / kind.file_name).exists()] or [Tokenizer]
     return kinds[0].load(model_folder / kinds[0].file_name)

@@ -86,8 +86,16 @@ class PretrainConfig:
             )
 
 
-def train_tokenizer(config: PretrainConfig, folder: Path, documents: dict[str, list[Document]]) -> Tokenizer:
+def train_tokenizer(
+    config, folder: Path, documents: dict[str, list[Document]], more_specials: tuple[str, ...] = ()
+) -> Tokenizer:
     """The run's tokenizer: the stored one, the configured one, or one trained on the training text alone.
+
+    Args:
+        config: of a pretraining, whose tokenizer, model.vocab_size and corpora are read.
+        folder: where it is stored.
+        documents: of each source.
+        more_specials: see `Tokenizer.train`.
 
     Raises:
         ConfigError: the stored or the configured one has another number of ids than the model.
@@ -96,21 +104,26 @@ def train_tokenizer(config: PretrainConfig, folder: Path, documents: dict[str, l
     found = stored if stored.exists() else config.tokenizer
     if found:
         tokenizer = Tokenizer.load(found)
-        if tokenizer.vocab_size != config.model.vocab_size:
-            raise ConfigError(
-                f"the tokenizer {found} has {tokenizer.vocab_size} ids, but model.vocab_size = "
-                f"{config.model.vocab_size}: set model.vocab_size to {tokenizer.vocab_size}, or name another "
-                "tokenizer"
-            )
+        check_vocabulary(tokenizer, found, config.model.vocab_size)
         if found == stored:
             return tokenizer
     else:
-        tokenizer = Tokenizer.train(weighted_texts(documents, config.corpora), config.model.vocab_size)
+        texts = weighted_texts(documents, config.corpora)
+        tokenizer = Tokenizer.train(texts, config.model.vocab_size, more_specials)
     # Renamed when whole: a kill while it is written must not leave half a tokenizer behind.
     partial = stored.with_suffix(".partial")
     tokenizer.save(partial)
     partial.rename(stored)
     return tokenizer
+
+
+def check_vocabulary(tokenizer, path: str | Path, vocab_size: int) -> None:
+    """Raises ConfigError when the tokenizer of `path` has another number of ids than the model."""
+    if tokenizer.vocab_size != vocab_size:
+        raise ConfigError(
+            f"the tokenizer {path} has {tokenizer.vocab_size} ids, but model.vocab_size = {vocab_size}: set "
+            f"model.vocab_size to {tokenizer.vocab_size}, or name another tokenizer"
+        )
 
 
 def weighted_texts(documents: dict[str, list[Document]], weights: dict[str, float]) -> Iterator[str]:
