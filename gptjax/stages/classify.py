@@ -19,6 +19,7 @@ from gptjax.data.task_inputs import Form, decoder_frame, encoder_frame, read_exa
 from gptjax.evaluation.batches import summed
 from gptjax.losses.transfer import auxiliary_loss, task_loss
 from gptjax.models.classifier import Classifier, ClassifierConfig
+from gptjax.models.encoder import EncoderConfig
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import BelowOne, Count, Natural, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done
@@ -83,13 +84,14 @@ def load_base(config: ClassifyConfig, mesh) -> tuple[TrainedModel, bool]:
     Raises:
         ConfigError: it is neither a BERT nor a language model, or a BERT is to model language.
     """
-    kind, base = model_kind(config.base) if config.base else None, load_model(config.base, mesh)
-    if kind not in ("masked", "language"):
+    base = load_model(config.base, mesh)
+    if (kind := model_kind(config.base)) in ("scalar", "classifier"):
         raise ConfigError(f"{config.base} holds a {kind} model: name the run folder of a pretraining")
-    if kind == "masked" and config.lm_weight:
+    is_bert = isinstance(base.definition.config, EncoderConfig)
+    if is_bert and config.lm_weight:
         raise ConfigError(f"{config.base} is a BERT, which models no next token: set lm_weight to 0")
     check_fit({"length": config.length}, {config.base: base})
-    return base, kind == "masked"
+    return base, is_bert
 
 
 def with_trunk(fresh, base: TrainedModel):
