@@ -38,7 +38,9 @@ from gptjax.runs import open_run
 from gptjax.serving.terminal import HELP, Settings
 from gptjax.sharding.rules import RULES
 from gptjax.stages import self_check
+from gptjax.stages.classify import ClassifyConfig
 from gptjax.stages.finetune import FinetuneConfig
+from gptjax.stages.masked import MaskedConfig
 from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
@@ -49,6 +51,8 @@ STAGES = {
     "finetune": FinetuneConfig,
     "reward": RewardConfig,
     "ppo": PpoConfig,
+    "masked": MaskedConfig,
+    "classify": ClassifyConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -64,6 +68,12 @@ SMALL = {
         "--iterations 1 --batch-size 4 --sampling.max-new-tokens 4 --eval-prompts 4 --eval-bytes 1000 "
         "--minibatches 1 --ptx-rows 2 --ptx-length 32 --prompt-length 64",
     ),
+    "my_bert": (
+        "masked",
+        "--model.vocab-size 512 --model.width 16 --model.layers 1 --model.heads 2 --batch-size 4 --steps 2 "
+        "--heldout-bytes 1000 --length 32 --masking.copies 1",
+    ),
+    "my_classifier": ("classify", "--steps 2 --length 32 --clear 2.5"),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
 ROADS = ("quickstart", "llama_style", "no_margin_of_safety")
@@ -214,10 +224,11 @@ def test_metrics_are_those_of_a_run(stage, workplace):
 def test_run_folders_hold_what_the_pages_say(stage, workplace):
     folder = workplace / "runs/quickstart" / stage
     files = {row[0] for row in table("docs/configuration.md", "Run folders")}
-    files |= {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}.get(stage, set())
+    files |= {"pretrain": {"tokenizer.model", "tokens/"}, "masked": {"tokenizer.model"}}.get(stage, set())
+    files |= {"samples.jsonl"} if stage == "ppo" else set()
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
     heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]
-    heldout = next(iter(heldout.values())) if stage == "pretrain" else heldout.get("policy", {})
+    heldout = next(iter(heldout.values())) if stage in ("pretrain", "masked") else heldout.get("policy", {})
     assert all(f"`{name}`" in PAGES[f"docs/{stage}.md"] for name in heldout)
 
 
