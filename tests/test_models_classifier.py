@@ -23,7 +23,7 @@ def case(request):
     """(name of the trunk, classes, `(tokens, ends) -> logits`)."""
     name, classes = request.param
     definition = ModelDefinition(Classifier, ClassifierConfig(trunk=TRUNKS[name], classes=classes))
-    params = lineage.random_params(definition)
+    params = jax.tree.map(jnp.asarray, lineage.random_params(definition))
     return name, classes, jax.jit(lambda tokens, ends: definition.apply(params, tokens, ends)[0])
 
 
@@ -53,7 +53,7 @@ def test_two_sequences(case):
 def test_dropout_needs_a_key():
     trunk = bert("base", **lineage.TINY | {"layers": 1, "dropout": 0.5})
     definition = ModelDefinition(Classifier, ClassifierConfig(trunk=trunk, classes=2))
-    params = lineage.random_params(definition)
+    params = jax.tree.map(jnp.asarray, lineage.random_params(definition))
     run = jax.jit(lambda key: definition.apply(params, TOKENS[:, :1], ENDS[:, :1], key=key)[0])
     keys = [jax.random.key(n) for n in (0, 0, 1)]
     one, same, other = (run(key) for key in keys)

@@ -1,4 +1,4 @@
-"""BERT in small: hidden words and next sentences on plays, reviews and editorials.
+"""BERT in small: hidden words and next sentences on tweets, reviews, editorials and documentation.
 
 Paper: Devlin et al. 2018, section 3.1; "BERT base" has 12 layers of width 768 and read 3.3 billion words.
 Expected: TODO
@@ -15,23 +15,16 @@ from gptjax.training.optimizers import OptimizerConfig
 def config() -> MaskedConfig:
     """The configuration of the run."""
     return MaskedConfig(
-        model=bert(
-            "tiny",
-            vocab_size=2048,
-            context_length=64,
-            width=128,
-            layers=2,
-            heads=2,
-            dropout=0.0,
-            loop="unroll",
-        ),
-        corpora={"ratings": 0.7, "shakespeare": 0.3},
-        masking=MaskingConfig(max_predictions=10, copies=2),
+        model=bert("tiny", vocab_size=2048, context_length=64, dropout=0.0, loop="unroll"),
+        corpora={"ratings": 0.8, "pydoc": 0.2},
+        masking=MaskingConfig(max_predictions=10, copies=1),
         length=64,
         batch_size=32,
-        steps=400,
-        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=40, weight_decay=0.01),
-        save_every=200,
+        steps=300,
+        optimizer=OptimizerConfig(
+            kind="muon", learning_rate=3e-3, muon_learning_rate=0.01, warmup_steps=30, weight_decay=0.01
+        ),
+        save_every=300,
         eval_every=100,
         heldout_bytes=100_000,
     )

@@ -20,5 +20,5 @@ def config() -> ClassifyConfig:
         steps=200,
         optimizer=OptimizerConfig(learning_rate=5e-4, schedule="linear", warmup_steps=20, weight_decay=0.01),
         save_every=200,
-        eval_every=50,
+        eval_every=0,
     )

@@ -1,4 +1,4 @@
-"""GPT-1 in small: language modelling on rated texts and plays.
+"""GPT-1 in small: language modelling on tweets, reviews and editorials.
 
 Paper: Radford et al. 2018, section 4.1; the published model has 12 layers of width 768 and read BooksCorpus.
 Expected: TODO
@@ -15,7 +15,7 @@ def config() -> PretrainConfig:
     """The configuration of the run."""
     return PretrainConfig(
         model=gpt1("117M", vocab_size=2048, context_length=64, width=128, layers=2, heads=2, loop="unroll"),
-        corpora={"ratings": 0.8, "shakespeare": 0.2},
+        corpora={"ratings": 1.0},
         length=64,
         batch_size=32,
         steps=300,
