@@ -20,7 +20,10 @@ SMALL = {"steps": 2, "batch_size": 4, "eval_every": 0}
 def bases(tmp_path_factory):
     """A folder with the two pretrained models, after two steps on a few rated texts."""
     folder = tmp_path_factory.mktemp("runs")
-    rows = [json.dumps({"text": rated.text}) + "\n" for rated in load_ratings()[:300]]
+    rows = [
+        json.dumps({"text": rated.text, "label": int(rated.mean > 0)}) + "\n"
+        for rated in load_ratings()[:300]
+    ]
     (folder / "texts.jsonl").write_text("".join(rows), "utf-8")
     for paper, stage in BASES.items():
         config = load_experiment(ROOT / paper / "pretrain.py")
@@ -37,8 +40,10 @@ def bases(tmp_path_factory):
 def test_two_steps(bases, tmp_path, file):
     config, paper = load_experiment(ROOT / file), Path(file).parent.name
     assert config.base == f"runs/{paper}/pretrain"
-    classify.run(replace(config, base=str(bases / paper), clear=2.5, **SMALL), tmp_path / "run")
-    assert read_done(tmp_path / "run")["heldout"]["examples"] > 100
+    classify.run(
+        replace(config, base=str(bases / paper), source=str(bases / "texts.jsonl"), **SMALL), tmp_path / "run"
+    )
+    assert read_done(tmp_path / "run")["heldout"]["examples"] > 5
 
 
 def test_the_arms_of_gpt1_are_the_papers_ablation():

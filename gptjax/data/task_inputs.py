@@ -11,7 +11,7 @@ BERT has [CLS] for start, and [SEP] for both others (Devlin et al. 2018, section
 N examples, S sequences of an example, L positions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,13 @@ from gptjax.data.ratings import RatedText, load_ratings, split_ratings
 
 Form = Literal["classification", "entailment", "similarity", "choice"]
 HELD_OUT = 10  # one in ten
+# What a row of a file must have.
+NEEDED: dict[str, set[str]] = {
+    "classification": {"text", "label"},
+    "entailment": {"text", "second", "label"},
+    "similarity": {"text", "second", "label"},
+    "choice": {"text", "answers", "label"},
+}
 
 
 @dataclass(frozen=True)
@@ -153,27 +160,22 @@ def sentiments(texts: Iterable[RatedText], clear: float) -> list[Example]:
     return [Example(text.text, int(text.mean > 0)) for text in texts if abs(text.mean) >= clear]
 
 
-def rows_of(file: Path, form: Form, bad_rows: BadRows) -> Iterable[Example]:
+def rows_of(file: Path, form: Form, bad_rows: BadRows) -> Iterator[Example]:
     """The examples of a JSONL file; rows that are none are counted."""
-    needed = {"text", "label"} | {
-        "entailment": {"second"},
-        "similarity": {"second"},
-        "choice": {"answers"},
-    }.get(form, set())
     for line, row in read_jsonl(file, bad_rows):
-        if not needed <= row.keys():
+        if not NEEDED[form] <= row.keys():
             bad_rows.add("missing field", file, line)
-            continue
-        answers, texts = row.get("answers", []), [row["text"], row.get("second", "")]
-        several = isinstance(answers, list) and (form != "choice" or len(answers) > 1)
-        strings = several and all(isinstance(text, str) for text in [*texts, *answers])
-        label = row["label"]
-        if (
-            not strings
-            or type(label) is not int
-            or not 0 <= label < (len(answers) if form == "choice" else 2**31)
-        ):
+        elif not well_formed(row, form):
             bad_rows.add("malformed field", file, line)
-            continue
-        bad_rows.good()
-        yield Example(texts[0], label, texts[1], tuple(answers))
+        else:
+            bad_rows.good()
+            yield Example(row["text"], row["label"], row.get("second", ""), tuple(row.get("answers", ())))
+
+
+def well_formed(row: dict, form: Form) -> bool:
+    """Whether texts are strings, answers a list of them, of a choice at least two, and the label fits."""
+    answers, label = row.get("answers", []), row["label"]
+    if not isinstance(answers, list) or type(label) is not int or label < 0:
+        return False
+    texts = [row["text"], row.get("second", ""), *answers]
+    return all(isinstance(t, str) for t in texts) and (form != "choice" or label < len(answers) > 1)
