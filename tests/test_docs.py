@@ -38,7 +38,9 @@ from gptjax.runs import open_run
 from gptjax.serving.terminal import HELP, Settings
 from gptjax.sharding.rules import RULES
 from gptjax.stages import self_check
+from gptjax.stages.classify import ClassifyConfig
 from gptjax.stages.finetune import FinetuneConfig
+from gptjax.stages.masked import MaskedConfig
 from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
@@ -51,6 +53,8 @@ STAGES = {
     "reward": RewardConfig,
     "ppo": PpoConfig,
     "translate": TranslateConfig,
+    "masked": MaskedConfig,
+    "classify": ClassifyConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -71,6 +75,12 @@ SMALL = {
         "--model.vocab-size 384 --model.width 16 --model.layers 1 --model.heads 2 --steps 2 --eval-every 2 "
         "--translated 4 --batch-tokens 256 --lengths 64 --search.extra-tokens 4",
     ),
+    "my_bert": (
+        "masked",
+        "--model.vocab-size 512 --model.width 16 --model.layers 1 --model.heads 2 --batch-size 4 --steps 2 "
+        "--heldout-bytes 1000 --length 32 --masking.copies 1",
+    ),
+    "my_classifier": ("classify", "--steps 2 --length 32 --clear 2.5"),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
 ROADS = ("quickstart", "llama_style", "no_margin_of_safety", "my_blanks", "my_replies")
@@ -224,11 +234,12 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
     folder = workplace / "runs/quickstart" / stage
     files = {row[0] for row in table("docs/configuration.md", "Run folders")}
     own = {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}
-    own["translate"] = {"tokenizer.model", "samples.jsonl"}
+    own |= {"translate": {"tokenizer.model", "samples.jsonl"}, "masked": {"tokenizer.model"}}
     files |= own.get(stage, set())
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
     heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]
-    named = {"pretrain": next(iter(heldout)), "ppo": "policy", "translate": "averaged"}
+    first = next(iter(heldout), "")
+    named = {"pretrain": first, "masked": first, "ppo": "policy", "translate": "averaged"}
     heldout = heldout.get(named.get(stage), {})
     assert all(f"`{name}`" in PAGES[f"docs/{stage}.md"] for name in heldout)
 

@@ -16,6 +16,7 @@ from gptjax.data.sentencepieces import SentencePieceTokenizer
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.data.word_bpe import WordBpeTokenizer
 from gptjax.data.wordpiece import WordPieceTokenizer
+from gptjax.models.classifier import Classifier
 from gptjax.models.encoder_decoder import EncoderDecoder
 from gptjax.models.functional import ModelDefinition, Params
 from gptjax.models.glm import GLM
@@ -29,6 +30,7 @@ KINDS = {
     "scalar": ScalarModel,
     "masked": MaskedLanguageModel,
     "encoder": EncoderModel,
+    "classifier": Classifier,
     "translation": EncoderDecoder,
     "glm": GLM,
 }
@@ -38,6 +40,7 @@ MAKERS = {
     "scalar": "a reward model",
     "masked": "a masked language model",
     "encoder": "an encoder",
+    "classifier": "a classifier",
     "translation": "a translator",
     "glm": "a model pretrained on blanks",
 }

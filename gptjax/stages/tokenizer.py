@@ -15,6 +15,7 @@ def run_tokenizer(
     vocab_size: int,
     named: AnyTokenizer | str | None = None,
     note: str = "",
+    more_specials: tuple[str, ...] = (),
 ) -> AnyTokenizer:
     """The tokenizer stored in the run folder; else the named one, or one trained on `texts`, which is stored.
 
@@ -24,6 +25,7 @@ def run_tokenizer(
         vocab_size: of the model.
         named: a tokenizer or the path of one; None trains one.
         note: where a tokenizer that is not named by a path comes from, for messages.
+        more_specials: see `Tokenizer.train`.
 
     Raises:
         ConfigError: the stored or the named one has another number of ids than the model.
@@ -36,7 +38,7 @@ def run_tokenizer(
     elif named is not None:
         tokenizer = _checked(named, vocab_size, note)
     else:
-        tokenizer = Tokenizer.train(texts, vocab_size)
+        tokenizer = Tokenizer.train(texts, vocab_size, more_specials)
     # Renamed when whole: a kill while it is written must not leave half a tokenizer behind.
     partial = folder / f"{tokenizer.file_name}.partial"
     tokenizer.save(partial)

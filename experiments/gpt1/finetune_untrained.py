@@ -1,0 +1,17 @@
+"""The same network without pre-training, with language modelling beside the task.
+
+Paper: Radford et al. 2018, table 5.
+Expected: TODO
+Time: TODO
+Command: gptjax train experiments/gpt1/finetune_untrained.py
+"""
+
+from dataclasses import replace
+
+from experiments.gpt1.finetune import config as base
+from gptjax.stages.classify import ClassifyConfig
+
+
+def config() -> ClassifyConfig:
+    """The configuration of the run."""
+    return replace(base(), fresh=True)
