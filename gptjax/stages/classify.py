@@ -85,7 +85,7 @@ def load_base(config: ClassifyConfig, mesh) -> tuple[TrainedModel, bool]:
         ConfigError: it is neither a BERT nor a language model, or a BERT is to model language.
     """
     base = load_model(config.base, mesh)
-    if (kind := model_kind(config.base)) in ("scalar", "classifier"):
+    if (kind := model_kind(config.base)) not in ("language", "masked", "encoder"):
         raise ConfigError(f"{config.base} holds a {kind} model: name the run folder of a pretraining")
     is_bert = isinstance(base.definition.config, EncoderConfig)
     if is_bert and config.lm_weight:
@@ -147,8 +147,8 @@ def classes_of(config: ClassifyConfig, train, heldout) -> int | None:
     unknown = {example.label for example in heldout} - known
     if len(known) < 2 or unknown:
         raise DataError(
-            f"{config.source} has the labels {sorted(known)} to train on, and {sorted(unknown)} only to measure: "
-            "add examples"
+            f"{config.source} has the labels {sorted(known)} to train on, and {sorted(unknown)} only to "
+            "measure: add examples"
         )
     return max(known) + 1
 
