@@ -18,7 +18,7 @@ def config() -> PretrainConfig:
         corpora={"shakespeare": 0.5, "ratings": 0.5},
         length=128,
         batch_size=8,
-        steps=400,
+        steps=300,
         optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=20),
         eval_every=50,
         heldout_bytes=100_000,
