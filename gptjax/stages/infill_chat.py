@@ -86,8 +86,8 @@ def read_examples(config: InfillChatConfig, base: TrainedModel, ids: BlankIds, s
         examples[source] = [example for example in made if len(example["tokens"]) <= config.length]
         if not examples[source]:
             raise DataError(
-                f"none of the {len(made)} {split} replies of {source} fits into {config.length} tokens with its "
-                "prompt: raise length"
+                f"none of the {len(made)} {split} replies of {source} fits into {config.length} tokens with "
+                "its prompt: raise length"
             )
         counted = f"{len(made)} replies, {len(made) - len(examples[source])} too long and left out"
         print(f"infill_chat: {source} ({split}): {read_line(bad_rows)}{counted}", flush=True)
