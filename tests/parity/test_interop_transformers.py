@@ -233,7 +233,7 @@ def test_export_gives_the_same_logits_and_comes_back(tmp_path, tokenizer, name):
     assert load_model(again, make_mesh(MeshConfig())).tokenizer.hash == tokenizer.hash
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_erf", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_erf"])
 def test_export_of_bert(tmp_path, activation):
     folder = tmp_path / "hf"
     wordpiece = WordPieceTokenizer.from_vocab(write_vocab(tmp_path))
