@@ -147,8 +147,8 @@ def classes_of(config: ClassifyConfig, train, heldout) -> int | None:
     unknown = {example.label for example in heldout} - known
     if len(known) < 2 or unknown:
         raise DataError(
-            f"{config.source} has the labels {sorted(known)} to train on, and {sorted(unknown)} only to "
-            "measure: add examples"
+            f"{config.source} has the labels {sorted(known)} to train on and {sorted(unknown)} to measure "
+            "alone: add examples"
         )
     return max(known) + 1
 
