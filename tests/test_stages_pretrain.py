@@ -22,6 +22,7 @@ from gptjax.stages.language_loss import PLAIN, select
 from gptjax.stages.pretrain_data import encode_document
 from gptjax.training.batch_ramp import BatchRamp
 from gptjax.training.metrics import read_metrics
+from gptjax.training.optimizers import OptimizerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
@@ -45,7 +46,9 @@ def compiled_once(tmp_path_factory):
 def config(tmp_path_factory):
     road = tiny.config(tiny.write_data(tmp_path_factory.mktemp("data")))
     ramp = BatchRamp(start=4, tokens=256, sizes=2)
-    return replace(road.pretrain, ramp=ramp, steps=5, save_every=1, eval_every=2, compressors=False)
+    fast = OptimizerConfig(learning_rate=0.02)  # five steps are to be seen in the loss
+    changes = {"ramp": ramp, "optimizer": fast, "compressors": False}
+    return replace(road.pretrain, steps=5, save_every=1, eval_every=2, **changes)
 
 
 @pytest.fixture(scope="module")
