@@ -2,7 +2,7 @@
 
 Paper: Du et al. 2021 (GLM, arXiv 2103.10360), section 2.2; the shares are those of its largest model.
 Expected: see README.md in this folder.
-Time: about 70 seconds on one core.
+Time: about 75 seconds on one core.
 Command: gptjax train experiments/glm/multitask.py
 """
 
