@@ -33,22 +33,33 @@ def bases(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "file",
-    sorted(str(f.relative_to(ROOT)) for p in BASES for f in (ROOT / p).glob("*.py") if f.stem != "pretrain"),
-)
-def test_two_steps(bases, tmp_path, file):
-    config, paper = load_experiment(ROOT / file), Path(file).parent.name
-    assert config.base == f"runs/{paper}/pretrain"
-    classify.run(
-        replace(config, base=str(bases / paper), source=str(bases / "texts.jsonl"), **SMALL), tmp_path / "run"
-    )
+ARMS = {
+    "bert": ("sentiment", {"sentiment_untrained": {"fresh": True}}),
+    "gpt1": (
+        "finetune",
+        {
+            "finetune_no_language": {"lm_weight": 0.0},
+            "finetune_untrained": {"fresh": True},
+            "finetune_untrained_no_language": {"fresh": True, "lm_weight": 0.0},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("paper", BASES)
+def test_two_steps(bases, tmp_path, paper):
+    config = load_experiment(ROOT / paper / f"{ARMS[paper][0]}.py")
+    assert config.base == f"runs/{paper}/pretrain" and config.lm_weight == (0.5 if paper == "gpt1" else 0.0)
+    small = {"base": str(bases / paper), "source": str(bases / "texts.jsonl")}
+    classify.run(replace(config, **small, **SMALL), tmp_path / "run")
     assert read_done(tmp_path / "run")["heldout"]["examples"] > 5
 
 
-def test_the_arms_of_gpt1_are_the_papers_ablation():
-    arms = {file.stem: load_experiment(file) for file in (ROOT / "gpt1").glob("finetune*.py")}
-    assert {(arm.fresh, arm.lm_weight) for arm in arms.values()} == {
-        (f, w) for f in (True, False) for w in (0.5, 0.0)
-    }
-    assert len({repr(replace(arm, fresh=False, lm_weight=0.0)) for arm in arms.values()}) == 1
+@pytest.mark.parametrize("paper", BASES)
+def test_the_other_arms_are_their_difference(paper):
+    base, others = ARMS[paper]
+    files = {file.stem for file in (ROOT / paper).glob("*.py")}
+    assert files == {"pretrain", base, *others}
+    for name, changes in others.items():
+        arm = load_experiment(ROOT / paper / f"{name}.py")
+        assert arm == replace(load_experiment(ROOT / paper / f"{base}.py"), **changes)
