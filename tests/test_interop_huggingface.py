@@ -11,10 +11,11 @@ import pytest
 from gptjax.config import ConfigError, to_json
 from gptjax.data.quality import DataError
 from gptjax.errors import UserError
-from gptjax.interop.exporting import export_model
+from gptjax.interop.exporting import export_model, family_of
 from gptjax.interop.importing import import_model, open_foreign, system_message
 from gptjax.interop.safetensors import SafetensorsFolder, read_header, write_safetensors
 from gptjax.interop.tokenizer_files import chat_template, read_tokenizer
+from gptjax.models.families import gpt3, transformer
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.transformer import DecoderConfig
 from gptjax.runs import write_json_atomic
@@ -316,6 +317,18 @@ def test_what_transformers_has_no_class_for_is_refused(tmp_path, byte_level):
     with pytest.raises(ConfigError, match="it would be gpt2 but for activation = relu"):
         list(export_model(tmp_path / "run", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (transformer("base"), "neither a decoder nor BERT's encoder"),
+        (gpt3("125M"), "it would be gpt2 but for attention_band = 256"),
+    ],
+)
+def test_other_models_have_no_class(config, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        family_of(config, "runs/x")
 
 
 def test_an_export_overwrites_nothing(exported, tmp_path):

@@ -21,8 +21,9 @@ def config() -> FinetuneConfig:
         lora=LoraConfig(rank=8, alpha=16.0, targets=("attention",)),
         # Of the published recipe: cosine, 3 % warm-up, no decay; adapters take a higher rate.
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, weight_decay=0.0),
-        length=2048,  # the longest task has 1,500 tokens
-        batch_size=1,
-        steps=12,
+        length=512,  # as published, with what is longer cut
+        cut_long=True,
+        batch_size=4,
+        steps=12,  # about one pass
         samples=6,
     )

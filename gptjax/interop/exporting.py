@@ -10,6 +10,7 @@ from gptjax.config import ConfigError
 from gptjax.interop.huggingface_config import GELUS
 from gptjax.interop.names import entries, tensor_shape, write_tensors
 from gptjax.interop.safetensors import SINGLE, write_safetensors
+from gptjax.interop.tables import TABLES
 from gptjax.interop.tokenizer_files import write_tokenizer
 from gptjax.models.encoder import EncoderConfig
 from gptjax.models.functional import Params
@@ -59,6 +60,8 @@ def export_model(run: str | Path, output: str | Path) -> Iterator[str]:
     model, kind = load_model(folder, make_mesh(MeshConfig())), model_kind(folder)
     config, params = model.definition.config, model.params
     family = family_of(config, folder)
+    if kind not in TABLES[family, "hf"].heads:
+        raise ConfigError(f"a {kind} model such as that of {folder} cannot be exported")
     if kind == "scalar":
         params, note = _without_bias(params, family)
         yield from note
@@ -89,6 +92,8 @@ def family_of(config: DecoderConfig | EncoderConfig, folder: Path) -> str:
     """
     if isinstance(config, EncoderConfig):
         return "bert"
+    if not isinstance(config, DecoderConfig):
+        raise ConfigError(f"the model of {folder} is neither a decoder nor BERT's encoder, as exports are")
     faults = {
         family: [
             f"{name} = {getattr(config, name)}"

@@ -48,6 +48,7 @@ class FinetuneConfig:
         rewordings: noisy copies of each dialogue that join it (`data/rewording.py`); not of ratings.
         samples: held-out dialogues whose greedy replies before and after are written to `samples.jsonl`; the
             loss before is measured too.
+        cut_long: a reply that does not fit into a row is cut at its end, as in Alpaca; else it is a bad row.
         lora: train low-rank adapters of the base alone, see `LoraConfig`; None trains every parameter.
         optimizer, mesh: see their classes.
         dropout: rate during fine-tuning (InstructGPT: 0.2 on residuals).
@@ -60,6 +61,7 @@ class FinetuneConfig:
     text: Weights = Field(default_factory=dict)
     rewordings: Natural = 0
     samples: Natural = 0
+    cut_long: bool = False
     lora: LoraConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -104,7 +106,7 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
     check_fit({"length": config.length}, {config.base: base})
     adapters = None if config.lora is None else LoraDefinition(base.definition, config.lora)
     layout = {"tokenizer": base.tokenizer, "length": config.length}
-    named = {"stage": "finetune", "seed": config.seed}
+    named = {"stage": "finetune", "seed": config.seed, "cut_long": config.cut_long}
     rows = dialogue_rows(config.dialogues, "train", rewordings=config.rewordings, **named, **layout)
     heldout = dialogue_rows(config.dialogues, "heldout", **named, **layout)
     weights = config.dialogues | {text_name(source): weight for source, weight in config.text.items()}
