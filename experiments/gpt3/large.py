@@ -1,6 +1,6 @@
 """The largest of three GPT-3 models, dense, on text and on lists that only the context explains.
 
-Two fifths of the rows are lists of pairs, each list with digits of its own
+Seven tenths of the rows are lists of pairs, each list with digits of its own
 (`gptjax/data/in_context.py`): text alone teaches a model of this size no in-context learning that could be
 measured. As in the paper the batch grows over the first tokens, the learning rate falls to a tenth by tokens,
 and documents are packed with a separator that attention crosses.
@@ -22,21 +22,21 @@ def config() -> PretrainConfig:
     return PretrainConfig(
         model=gpt3(
             "125M",
-            vocab_size=1024,
-            context_length=128,
-            width=96,
+            vocab_size=512,
+            context_length=64,
+            width=64,
             layers=4,
             heads=4,
             attention_band=None,
             loop="unroll",
         ),
-        corpora={"shakespeare": 0.3, "ratings": 0.3, "recall": 0.4},
-        length=128,
-        batch_size=8,
-        ramp=BatchRamp(start=2, tokens=25_000, sizes=4),
-        steps=420,
+        corpora={"shakespeare": 0.15, "ratings": 0.15, "recall": 0.7},
+        length=64,
+        batch_size=16,
+        ramp=BatchRamp(start=4, tokens=50_000, sizes=4),
+        steps=840,
         optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=20),
-        eval_every=60,
-        heldout_bytes=100_000,
+        eval_every=70,
+        heldout_bytes=50_000,
         compressors=False,
     )

@@ -1,4 +1,4 @@
-"""The largest model with the full batch from the first step, at equal tokens.
+"""The largest model with the full batch from the first step, at equal tokens (to 0.1 %).
 
 Paper: Brown et al. 2020, appendix B: the batch grows over the first tokens; no figures without.
 Expected: TODO
@@ -14,4 +14,4 @@ from gptjax.stages.pretrain import PretrainConfig
 
 def config() -> PretrainConfig:
     """The configuration of the run."""
-    return replace(large(), ramp=None, steps=400)
+    return replace(large(), ramp=None, steps=769)

@@ -14,4 +14,4 @@ from gptjax.stages.pretrain import PretrainConfig
 
 def config() -> PretrainConfig:
     """The configuration of the run."""
-    return replace(large(), model=replace(large().model, width=32, layers=1))
+    return replace(large(), model=replace(large().model, layers=1))
