@@ -16,6 +16,8 @@ from gptjax.models.transformer import DecoderConfig
 from gptjax.stages import finetune
 from gptjax.stages.handover import save_model
 
+pytestmark = pytest.mark.slow
+
 FILE = Path(__file__).parents[1] / "experiments/alpaca/instructions.py"
 
 

@@ -10,6 +10,8 @@ import pytest
 from gptjax.config import ConfigError, load_experiment
 from gptjax.runs import read_done
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "experiments" / "glm"
 
 

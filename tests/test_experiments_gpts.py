@@ -21,7 +21,7 @@ from gptjax.training.batch_ramp import BatchRamp
 ROOT = Path(__file__).parents[1]
 SMALL = {"vocab_size": 384, "context_length": 128, "width": 8, "heads": 2, "mlp_width": 16, "loop": "scan"}
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 
 
 def load(name):
