@@ -18,14 +18,13 @@ from gptjax.data.infilling import (
     fill_blanks,
     left_to_right_example,
     pack_blanks,
-    reply_examples,
-    round_prompt,
     sentence_blanks,
     sentence_ends,
     stack_examples,
     token_blanks,
 )
 from gptjax.data.quality import DataError
+from gptjax.data.rounds import reply_examples, round_prompt
 
 IDS = BlankIds(cls=100, token=101, sentence=102, document=103, start=104, end=105)
 SEPARATOR, PERIOD = 2, 9

@@ -1,4 +1,4 @@
-"""Blank infilling: texts with blanks (Du et al. 2021, arXiv 2103.10360, section 2.1) and ChatGLM's dialogues.
+"""Blank infilling: texts with blanks (Du et al. 2021, arXiv 2103.10360, section 2.1).
 
 Part A is the text with each blank replaced by one mask token; Part B holds what stood there, blank after
 blank in a random order, each from a start to an end token. A token of B has two positions: the index in A of
@@ -14,9 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptjax.data.chat import Messages
 from gptjax.data.packing import first_fit
-from gptjax.data.quality import DataError
 from gptjax.data.tokenizers import Tokenizer
 
 Blank = tuple[int, int]  # first token of a text that is left out, and the one after the last
@@ -292,33 +290,3 @@ def lay_out(examples: Sequence[Arrays], placed: list[tuple[int, int, int]], rows
         for name, array in examples[index].items():
             batch[name][place] = array
     return batch
-
-
-def round_prompt(messages: Messages) -> str:
-    """What ChatGLM-6B is asked: the question alone, or after earlier rounds all of them, numbered.
-
-    Raises:
-        DataError: there is a system message, for which the form has no place.
-    """
-    if messages[0]["role"] == "system":
-        raise DataError("ChatGLM's rounds have no place for a system message: leave it out")
-    said = [message["content"] for message in messages]
-    if len(said) == 1:
-        return said[0]
-    rounds = [
-        f"[Round {i}]\n问：{q}\n答：{a}\n"
-        for i, (q, a) in enumerate(zip(said[:-1:2], said[1::2], strict=True))
-    ]
-    return "".join(rounds) + f"[Round {len(rounds)}]\n问：{said[-1]}\n答："
-
-
-def reply_examples(messages: Messages, tokenizer: Tokenizer, ids: BlankIds) -> list[Arrays]:
-    """Each reply of a dialogue as the [gMASK] after its prompt, in the layout of `blank_example`."""
-    examples = []
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            prompt = tokenizer.encode(round_prompt(messages[:turn]))
-            reply = tokenizer.encode(message["content"])
-            blank = (len(prompt), len(prompt) + len(reply))
-            examples.append(blank_example(prompt + reply, [blank], [0], ids.document, ids, cls=False))
-    return examples

@@ -1,6 +1,6 @@
 """Fine-tuning a GLM on dialogues in the form of ChatGLM-6B: each reply is the [gMASK] after its prompt.
 
-Rounds are numbered as in `data.infilling.round_prompt`; the loss is on the replies and their end tokens.
+Rounds are numbered as in `data/rounds.py`; the loss is on the replies and their end tokens.
 Read top to bottom: configuration, data, run.
 Legend: B batch, L length.
 """
@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from gptjax.config import configclass
-from gptjax.data.infilling import RESERVED, BlankIds, pack_blanks, reply_examples
+from gptjax.data.infilling import RESERVED, BlankIds, pack_blanks
 from gptjax.data.mixture import Mixture
 from gptjax.data.quality import BadRows, DataError
+from gptjax.data.rounds import reply_examples
 from gptjax.evaluation.infilling import infilling_figures, make_blank_scores
 from gptjax.generation.blanks import split_answers, write_blanks
 from gptjax.generation.decode import left_pad, request_keys
