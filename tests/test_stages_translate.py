@@ -117,6 +117,7 @@ def test_the_model_is_the_mean_of_the_last_checkpoints(finished):
         np.testing.assert_allclose(ours, np.mean(theirs, 0), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_model(finished, data, tmp_path, monkeypatch):
     """Killed after its second checkpoint."""
     monkeypatch.setattr(translate, "evaluate", lambda *_: {})
