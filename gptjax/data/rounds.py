@@ -1,4 +1,4 @@
-"""Dialogues in ChatGLM-6B's form: numbered rounds, the last reply a blank (the released `modeling_chatglm.py`)."""
+"""Dialogues in ChatGLM-6B's form: numbered rounds, the last reply a blank (`modeling_chatglm.py` as released)."""
 
 from gptjax.data.chat import Messages
 from gptjax.data.infilling import Arrays, BlankIds, blank_example
