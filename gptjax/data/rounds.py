@@ -1,4 +1,4 @@
-"""Dialogues in ChatGLM-6B's form: numbered rounds, the last reply a blank (`modeling_chatglm.py` as released)."""
+"""Dialogues as ChatGLM-6B reads them, by its released code: numbered rounds, and the reply a blank."""
 
 from gptjax.data.chat import Messages
 from gptjax.data.infilling import Arrays, BlankIds, blank_example
