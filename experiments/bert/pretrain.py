@@ -1,8 +1,9 @@
 """BERT in small: hidden words and next sentences on tweets, reviews, editorials and documentation.
 
 Paper: Devlin et al. 2018, section 3.1; "BERT base" has 12 layers of width 768 and read 3.3 billion words.
-Expected: TODO
-Time: TODO
+Expected: with seed 0, of rated texts, 6.16 nats a hidden word and 8.5 % of them right; of next sentences
+    77.5 % right, where the commoner answer is right in 79.7 %.
+Time: 10 minutes on a core that is shared.
 Command: gptjax train experiments/bert/pretrain.py
 """
 

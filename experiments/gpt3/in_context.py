@@ -1,7 +1,7 @@
 """Accuracy by the number K of examples in the context, for the three sizes and the banded model.
 
 Paper: Brown et al. 2020, figures 1.2 and 3.10: accuracy rises with K, and more so in larger models.
-Expected: TODO
+Expected: not measured yet.
 Time: about 60 seconds on 1 core, after the four models.
 Command: gptjax train experiments/gpt3/in_context.py
 """

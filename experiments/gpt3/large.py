@@ -6,7 +6,7 @@ measured. As in the paper the batch grows over the first tokens, the learning ra
 and documents are packed with a separator that attention crosses.
 
 Paper: Brown et al. 2020, section 2 and appendix B.
-Expected: TODO
+Expected: not measured yet.
 Time: about 60 seconds on 1 core.
 Command: gptjax train experiments/gpt3/large.py
 """

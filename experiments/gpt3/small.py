@@ -1,7 +1,7 @@
 """The smallest of three GPT-3 models: one layer, which cannot look up what followed an earlier token.
 
 Paper: Brown et al. 2020, section 2 and figure 1.2 (larger models make more of the examples in their context).
-Expected: TODO
+Expected: not measured yet.
 Time: about 20 seconds on 1 core.
 Command: gptjax train experiments/gpt3/small.py
 """

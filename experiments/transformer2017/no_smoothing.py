@@ -1,7 +1,7 @@
 """The base arm without label smoothing.
 
 Paper: Vaswani et al. 2017, section 5.4 and table 3: smoothing costs perplexity and gains BLEU.
-Expected: ?
+Expected: not measured yet.
 Time: that of experiments/transformer2017/translate.py.
 Command: gptjax train experiments/transformer2017/no_smoothing.py
 """
