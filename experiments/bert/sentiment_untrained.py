@@ -1,8 +1,8 @@
 """The same network without pre-training: new weights, the same shape, tokenizer and examples.
 
 Paper: Devlin et al. 2018, section 5; Radford et al. 2018, table 5.
-Expected: 0.676 of held-out texts right (seed 0); always the same answer gives 0.539.
-Time: 2 minutes on a core that is shared.
+Expected: 0.677 of held-out texts right (seed 0).
+Time: half a minute on one core.
 Command: gptjax train experiments/bert/sentiment_untrained.py
 """
 
