@@ -194,10 +194,8 @@ def test_gptjax_takes_the_weights(on_path):
     assert described == jax.tree.map(lambda x: (x.shape, str(x.dtype)), definition.abstract)
 
 
-SLOW = tuple(pytest.param(script, marks=pytest.mark.slow) for script in SCRIPTS[2:])
-
-
-@pytest.mark.parametrize("script", SCRIPTS[:2] + SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_quick_run(script, tmp_path):
     command = [
         sys.executable,
@@ -266,6 +264,7 @@ def test_a_page_shows_figures_and_verdicts(results):
     ]
 
 
+@pytest.mark.slow
 def test_quantised_weights_are_measured_on_held_out_text(tmp_path, monkeypatch, capsys):
     # Wide enough that the table's hundredths of a megabyte tell the formats apart.
     config = dataclasses.replace(tiny.MODEL, width=64)
