@@ -85,7 +85,7 @@ def load_base(config: ClassifyConfig, mesh) -> tuple[TrainedModel, bool]:
         ConfigError: it is neither a BERT nor a language model, or a BERT is to model language.
     """
     base = load_model(config.base, mesh)
-    if (kind := model_kind(config.base)) in ("scalar", "classifier"):
+    if (kind := model_kind(config.base)) not in ("language", "masked", "encoder"):
         raise ConfigError(f"{config.base} holds a {kind} model: name the run folder of a pretraining")
     is_bert = isinstance(base.definition.config, EncoderConfig)
     if is_bert and config.lm_weight:
