@@ -44,6 +44,7 @@ from gptjax.stages.masked import MaskedConfig
 from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
+from gptjax.stages.translate import TranslateConfig
 from gptjax.training.loop import RESUBMIT, TrainingStopped
 
 STAGES = {
@@ -51,6 +52,7 @@ STAGES = {
     "finetune": FinetuneConfig,
     "reward": RewardConfig,
     "ppo": PpoConfig,
+    "translate": TranslateConfig,
     "masked": MaskedConfig,
     "classify": ClassifyConfig,
 }
@@ -68,6 +70,11 @@ SMALL = {
         "--iterations 1 --batch-size 4 --sampling.max-new-tokens 4 --eval-prompts 4 --eval-bytes 1000 "
         "--minibatches 1 --ptx-rows 2 --ptx-length 32 --prompt-length 64",
     ),
+    "my_translation": (
+        "translate",
+        "--model.vocab-size 384 --model.width 16 --model.layers 1 --model.heads 2 --steps 2 --eval-every 2 "
+        "--translated 4 --batch-tokens 256 --lengths 64 --search.extra-tokens 4",
+    ),
     "my_bert": (
         "masked",
         "--model.vocab-size 512 --model.width 16 --model.layers 1 --model.heads 2 --batch-size 4 --steps 2 "
@@ -76,7 +83,8 @@ SMALL = {
     "my_classifier": ("classify", "--steps 2 --length 32 --clear 2.5"),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
-ROADS = ("quickstart", "llama_style", "no_margin_of_safety")
+ROADS = ("quickstart", "llama_style", "no_margin_of_safety", "my_blanks", "my_replies")
+MEASUREMENTS = ("my_zero_shot",)  # of the finished road, in full
 COMMANDS = [(page, command) for page in FILES for command in commands(page)]
 
 
@@ -99,6 +107,7 @@ def write_data(folder) -> None:
     names = {"text": "my_texts/text", "dialogues": "my_dialogues", "preferences": "my_rankings"}
     for name, own in names.items():
         shutil.copy(written / f"{name}.jsonl", folder / f"{own}.jsonl")
+    tiny.write_pairs(folder).rename(folder / "my_pairs.jsonl")
     gguf_file.write(folder / "my_model.gguf", LLAMA, llama_tensors())
 
 
@@ -156,8 +165,8 @@ def run_gptjax(words: list[str], stdin: str) -> int:
         print(Path("runs/quickstart", SMALL[experiment][0], "done.json").read_text())  # the fixture ran it
         return 0
     if experiment:
-        assert experiment in ROADS, f"nothing runs the experiment {experiment}"
-        words = [*words, "--print-config"]
+        assert experiment in ROADS + MEASUREMENTS, f"nothing runs the experiment {experiment}"
+        words += ["--print-config"] if experiment in ROADS else []
     for run in words[3:] if words[1] == "report" else []:
         shutil.copytree("runs/quickstart", run, dirs_exist_ok=True)  # it stands for the run of another seed
     return gptjax(shlex.join(words), stdin)
@@ -224,11 +233,14 @@ def test_metrics_are_those_of_a_run(stage, workplace):
 def test_run_folders_hold_what_the_pages_say(stage, workplace):
     folder = workplace / "runs/quickstart" / stage
     files = {row[0] for row in table("docs/configuration.md", "Run folders")}
-    files |= {"pretrain": {"tokenizer.model", "tokens/"}, "masked": {"tokenizer.model"}}.get(stage, set())
-    files |= {"samples.jsonl"} if stage == "ppo" else set()
+    own = {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}
+    own |= {"translate": {"tokenizer.model", "samples.jsonl"}, "masked": {"tokenizer.model"}}
+    files |= own.get(stage, set())
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
     heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]
-    heldout = next(iter(heldout.values())) if stage in ("pretrain", "masked") else heldout.get("policy", {})
+    first = next(iter(heldout), "")
+    named = {"pretrain": first, "masked": first, "ppo": "policy", "translate": "averaged"}
+    heldout = heldout.get(named.get(stage), {})
     assert all(f"`{name}`" in PAGES[f"docs/{stage}.md"] for name in heldout)
 
 

@@ -11,6 +11,8 @@ from gptjax.data.ratings import load_ratings
 from gptjax.runs import read_done
 from gptjax.stages import classify, masked, pretrain
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1] / "experiments"
 BASES = {"bert": masked, "gpt1": pretrain}
 SMALL = {"steps": 2, "batch_size": 4, "eval_every": 0}

@@ -51,6 +51,7 @@ LAZY = {
     "vaderSentiment",
     "yaml",
     "rensa",
+    "sacrebleu",
     "tensorboardX",
     "prompt_toolkit",
     "torch",

@@ -112,7 +112,7 @@ def test_the_tokenizer_of_a_bert(root, tmp_path):
             dataclasses.replace(config, model=EncoderConfig(vocab_size=401, **SHAPE)), tmp_path, {}
         )
     with pytest.raises(ConfigError, match=r"vocab.txt has \d+ ids"):
-        find_tokenizer(masked_config(root, model=config.model), tmp_path, {})
+        find_tokenizer(masked_config(root, model=config.model), tmp_path / "another run", {})
     with pytest.raises(ValueError, match="longer than model.context_length"):
         masked_config(root, length=33)
 

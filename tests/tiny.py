@@ -36,6 +36,14 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
+def write_pairs(folder: Path) -> Path:
+    """Writes `pairs.jsonl`: short rated texts and the same in capitals, which stand for a translation."""
+    texts = sorted({rated.text.strip().lower() for rated in load_ratings() if len(rated.text) < 36})[:400]
+    rows = [{"lower": text, "upper": text.upper()} for text in texts if text != text.upper()]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder / "pairs.jsonl"
+
+
 def config(data: Path) -> RoadConfig:
     """The road over the files of `write_data`."""
     text, dialogues = {str(data / "text.jsonl"): 1.0}, str(data / "dialogues.jsonl")

@@ -171,17 +171,15 @@ class Tokenizer:
         return self._pieces.id_to_piece(id)
 
     def pieces(self) -> list[tuple[str, float, str]]:
-        """Of every id how it is written, its score, and whether it is "normal", "byte" or "control"."""
-        kinds = ((self._pieces.is_byte, "byte"), (self._pieces.is_control, "control"))
-        kinds = (*kinds, (self._pieces.is_unknown, "control"))
-        return [
-            (
-                self.piece(id),
-                self._pieces.get_score(id),
-                next((kind for test, kind in kinds if test(id)), "normal"),
-            )
-            for id in range(self.vocab_size)
-        ]
+        """Of every id how it is written, its score, and its kind.
+
+        Kinds: "normal" are merged; "user" are cut out first (`data/code_tokens.py`); "byte"; "control".
+        """
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+        kinds = {4: "user", 6: "byte", 2: "control", 3: "control"}
+        found = ModelProto.FromString(self.model).pieces
+        return [(piece.piece, piece.score, kinds.get(piece.type, "normal")) for piece in found]
 
     def _bert(self, piece: str) -> int:
         id = self._pieces.piece_to_id(piece)

@@ -6,7 +6,6 @@ Legend: B batch, L length, P predictions of a row, D model width, V vocabulary.
 
 import time
 import zlib
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -30,8 +29,9 @@ from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.handover import save_model
 from gptjax.stages.keys import stage_key
-from gptjax.stages.pretrain import check_vocabulary, train_tokenizer
+from gptjax.stages.pretrain_data import weighted_texts
 from gptjax.stages.sharded import compile_step, create_state
+from gptjax.stages.tokenizer import run_tokenizer
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import seconds_spent
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
@@ -88,16 +88,13 @@ def find_tokenizer(config: MaskedConfig, folder: Path, documents: dict[str, list
     Raises:
         ConfigError: it has another number of ids than the model.
     """
-    path = Path(config.tokenizer or "")
-    if path.suffix not in (".txt", ".json"):
-        return train_tokenizer(config, folder, documents, BERT_SPECIALS)
-    read = {
-        ".txt": partial(WordPieceTokenizer.from_vocab, lower_case=config.lower_case),
-        ".json": WordPieceTokenizer.load,
-    }
-    tokenizer = read[path.suffix](path)
-    check_vocabulary(tokenizer, path, config.model.vocab_size)
-    return tokenizer
+    named, path = config.tokenizer, Path(config.tokenizer or "")
+    if path.suffix == ".txt":
+        named = WordPieceTokenizer.from_vocab(path, lower_case=config.lower_case)
+    elif path.suffix == ".json":
+        named = WordPieceTokenizer.load(path)
+    texts, note = weighted_texts(documents, config.corpora), str(path)
+    return run_tokenizer(folder, texts, config.model.vocab_size, named, note, BERT_SPECIALS)
 
 
 def rows_of(texts: list[str], tokenizer, config: MaskedConfig, *purpose: str) -> dict[str, np.ndarray]:

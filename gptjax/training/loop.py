@@ -51,10 +51,11 @@ class LoopSettings:
         save_every: steps between checkpoints.
         eval_every: steps between evaluations; 0 evaluates never.
         identity: facts every checkpoint must share, such as the tokenizer's hash.
-        tokens_per_step: for tokens/s.
+        tokens_per_step: for tokens/s; the mean where steps differ.
         flops_per_token: for the share of the peak, where the peak is known; None shows no share.
         devices: number of devices the step runs on.
         started: see `MetricsWriter`.
+        keep: how many of the newest checkpoints are kept.
     """
 
     stage: str
@@ -63,10 +64,11 @@ class LoopSettings:
     save_every: int
     eval_every: int
     identity: dict[str, str]
-    tokens_per_step: int
+    tokens_per_step: float
     flops_per_token: float | None
     devices: int = 1
     started: float | None = None
+    keep: int = 2
 
 
 def peak_flops(devices: int) -> float | None:
@@ -98,7 +100,7 @@ def run_loop(
         SystemExit: code 75 after SIGTERM, once a checkpoint is written.
         TrainingStopped: three updates in a row were not finite.
     """
-    checkpoints = Checkpoints(settings.folder / "checkpoints", settings.identity)
+    checkpoints = Checkpoints(settings.folder / "checkpoints", settings.identity, settings.keep)
     restored = checkpoints.restore_latest(state)
     state = state if restored is None else restored
     start = int(state.step)

@@ -1,0 +1,65 @@
+"""The experiments with the Transformer of 2017: two steps of each arm, and the full step on eight devices."""
+
+import dataclasses
+import gzip
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_experiments import ROOT, load, lower
+
+from gptjax.models.encoder_decoder import EncoderDecoder
+from gptjax.models.functional import ModelDefinition
+from gptjax.runs import read_done
+from gptjax.sharding.mesh import MeshConfig, make_mesh
+from gptjax.stages import translate
+from gptjax.stages.language_loss import count_tokens
+from gptjax.stages.translate import make_translation_loss
+from gptjax.training.optimizers import make_optimizer
+
+pytestmark = pytest.mark.slow
+
+FOLDER = "experiments/transformer2017"
+ARMS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / FOLDER).glob("*.py"))
+SMALL = {"vocab_size": 1536, "width": 16, "layers": 1, "heads": 2, "mlp_width": None}
+
+
+def test_the_arms_differ_in_label_smoothing_alone():
+    base, ablation = (load(f"{FOLDER}/{name}.py") for name in ("translate", "no_smoothing"))
+    assert base.label_smoothing == 0.1
+    assert ablation == replace(base, label_smoothing=0.0)
+
+
+@pytest.mark.parametrize("file", ARMS)
+def test_two_steps_on_a_few_hundred_pairs(file, tmp_path, monkeypatch):
+    """As far as the evaluation, which tests/test_stages_translate.py runs."""
+    pytest.importorskip("sacrebleu", reason="sacrebleu is not installed (pip install gptjax[data])")
+    monkeypatch.setattr(translate, "evaluate", lambda *_: {})
+    config = load(file)
+    first = next(Path(config.pairs).glob("*core*.jsonl.gz"))
+    rows = gzip.decompress(first.read_bytes()).splitlines(keepends=True)[::12]
+    (tmp_path / "pairs.jsonl").write_bytes(b"".join(rows))
+    small = {"steps": 2, "save_every": 1, "eval_every": 0, "lengths": config.lengths[-1:]}
+    model = replace(config.model, **SMALL)
+    config = replace(config, pairs=str(tmp_path / "pairs.jsonl"), model=model, **small)
+    translate.run(config, tmp_path / "run")
+    assert read_done(tmp_path / "run")["tokens"] == 2 * config.batch_tokens
+
+
+def test_the_step_lowers_for_eight_devices():
+    config = load(ARMS[0])
+    length = config.lengths[-1]
+    B = config.batch_tokens // length
+    mesh = make_mesh(MeshConfig(data=2, tensor=4))
+    definition = ModelDefinition(EncoderDecoder, dataclasses.replace(config.model, loop="scan"))
+    optimizer = make_optimizer(config.optimizer, config.steps, definition.axes)
+    batch = {
+        name: jax.ShapeDtypeStruct((B, length), jnp.int32)
+        for name in ("sources", "source_mask", "tokens", "targets")
+    }
+    batch["loss_mask"] = jax.ShapeDtypeStruct((B, length), jnp.float32)
+    loss = make_translation_loss(definition, config.label_smoothing, config.smooth_over)
+    lowered = lower(mesh, 1, definition, loss, count_tokens, optimizer, batch)
+    assert "num_partitions = 8" in lowered.as_text()[:500]
