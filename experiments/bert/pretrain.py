@@ -1,13 +1,8 @@
 """BERT in small: hidden words and next sentences on tweets, reviews, editorials and documentation.
 
 Paper: Devlin et al. 2018, section 3.1; "BERT base" has 12 layers of width 768 and read 3.3 billion words.
-<<<<<<< HEAD
-Expected: 6.16 nats per hidden token of held-out ratings, 8.5 % right (seed 0), where the frequencies of
-single tokens give 6.50 and 2.7 %; next sentences are not learnt. Under 96,000 hidden tokens are too few.
-=======
 Expected: 6.16 nats per hidden token of held-out ratings, 8.5 % right (seed 0); the frequencies of single
 tokens give 6.50 and 2.7 %. Next sentences are not learnt. Under 96,000 hidden tokens are too few.
->>>>>>> bertgpt1
 Time: 40 to 100 seconds on one core.
 Command: gptjax train experiments/bert/pretrain.py
 """
