@@ -96,10 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     take.set_defaults(command=_import)
 
-    export = commands.add_parser("export", help="write a run's model as a Hugging Face folder")
+    export = commands.add_parser("export", help="write a run's model for other programs")
     export.add_argument("run", type=Path, help="the run's folder, such as runs/quickstart")
-    export.add_argument("--to", choices=["hf"], required=True, help="the layout: hf, for transformers")
-    export.add_argument("--output", type=Path, required=True, help="the folder to write, new or empty")
+    export.add_argument(
+        "--to", choices=["hf", "gguf"], required=True, help="hf: a folder for transformers; gguf: a file"
+    )
+    export.add_argument("--output", type=Path, required=True, help="the folder or the file, new")
+    export.add_argument(
+        "--precision", choices=["f32", "f16", "q8_0"], default="f32", help="of a GGUF file's matrices"
+    )
     export.set_defaults(command=_export)
 
     models = commands.add_parser("models", help="list the published models and the memory they need")
@@ -208,9 +213,19 @@ def _import(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     _check_folder(options.run)
-    from gptjax.interop.exporting import export_model
+    if options.to == "gguf":
+        from gptjax.interop.gguf_writing import export_gguf
 
-    for line in export_model(options.run, options.output):
+        lines = export_gguf(options.run, options.output, options.precision)
+    elif options.precision != "f32":
+        from gptjax.config import ConfigError
+
+        raise ConfigError("a Hugging Face folder is written in f32: --precision belongs to --to gguf")
+    else:
+        from gptjax.interop.exporting import export_model
+
+        lines = export_model(options.run, options.output)
+    for line in lines:
         print(line)
     return 0
 

@@ -8,11 +8,11 @@ RESUBMIT = 75
 # Module -> what pip calls it, the extra of setup.cfg that brings it, and what needs it.
 OPTIONAL = {
     "chatterbot_corpus": ("chatterbot-corpus", "data", "the source 'chatterbot'"),
-    "gguf": ("gguf", "hub", "reading quantised GGUF files"),
+    "gguf": ("gguf", "hub", "reading quantised GGUF files and writing any"),
     "matplotlib": ("matplotlib", "report", "the report"),
     "sacrebleu": ("sacrebleu", "data", "BLEU of the translation stage"),
     "sklearn": ("scikit-learn", "data", "the linear baseline of the reward stage"),
-    "tokenizers": ("tokenizers", "hub", "a byte-level tokenizer"),
+    "tokenizers": ("tokenizers", "hub", "a byte-level or WordPiece tokenizer"),
     "vaderSentiment": ("vaderSentiment", "data", "the lexicon score of the PPO stage"),
     "yaml": ("pyyaml", "data", "the source 'chatterbot'"),
 }

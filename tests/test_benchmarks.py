@@ -20,12 +20,13 @@ from gptjax.models.heads import LanguageModel
 from gptjax.stages.handover import save_model
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("train_step", "decode", "startup")
+SCRIPTS = ("train_step", "decode", "startup", "import_memory")
 # Of each script, what a quick run needs to prove that it works.
 QUICK = {
     "train_step": ["--compute-dtype", "float32", "--loop", "unroll"],
     "decode": ["--batch", "2"],
     "startup": [],
+    "import_memory": [],
 }
 
 
@@ -193,7 +194,8 @@ def test_gptjax_takes_the_weights(on_path):
     assert described == jax.tree.map(lambda x: (x.shape, str(x.dtype)), definition.abstract)
 
 
-@pytest.mark.parametrize("script", SCRIPTS[:2] + (pytest.param("startup", marks=pytest.mark.slow),))
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_quick_run(script, tmp_path):
     command = [
         sys.executable,
@@ -216,6 +218,10 @@ def test_a_quick_run(script, tmp_path):
     assert rows.keys() == {one["name"] for one in result["bursts"]}
     if script == "startup":
         assert rows["first start"]["programs found"] == 0 < rows["second start"]["programs found"]
+        return
+    if script == "import_memory":
+        assert rows.keys() == {"reading", "whole import"}
+        assert all(row["model MB"] > row["largest tensor MB"] > 0 for row in rows.values())
         return
     ours = next(row for name, row in rows.items() if name.startswith("gptjax float32"))
     assert ours["tokens/s"] > 0 and ours["compile s"] > 0
@@ -258,6 +264,7 @@ def test_a_page_shows_figures_and_verdicts(results):
     ]
 
 
+@pytest.mark.slow
 def test_quantised_weights_are_measured_on_held_out_text(tmp_path, monkeypatch, capsys):
     # Wide enough that the table's hundredths of a megabyte tell the formats apart.
     config = dataclasses.replace(tiny.MODEL, width=64)

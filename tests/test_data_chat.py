@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.data.chat import (
+    CHATTERBOT,
     EXCLUDED,
     chatterbot,
     located_dialogues,
@@ -101,8 +102,9 @@ def test_excluded_lines_and_files_are_gone():
     dialogues = list(chatterbot(BadRows()))
     assert EXCLUDED.keys().isdisjoint(topic for topic, _ in dialogues)
     assert EXCLUDED.keys().isdisjoint(d[0]["content"] for _, d in dialogues)
-    folder = resources.files("chatterbot_corpus") / "data" / "english"
-    everything = "".join(f.name.removesuffix("yml") + f.read_text(encoding="utf-8") for f in folder.iterdir())
+    folders = [resources.files("chatterbot_corpus") / "data" / language for language in CHATTERBOT.values()]
+    files = [file for folder in folders for file in folder.iterdir()]
+    everything = "".join(f.name.removesuffix("yml") + f.read_text(encoding="utf-8") for f in files)
     for name, reason in EXCLUDED.items():
         assert name in everything, f"{name} excludes nothing"
         assert reason

@@ -38,7 +38,9 @@ from gptjax.runs import open_run
 from gptjax.serving.terminal import HELP, Settings
 from gptjax.sharding.rules import RULES
 from gptjax.stages import self_check
+from gptjax.stages.classify import ClassifyConfig
 from gptjax.stages.finetune import FinetuneConfig
+from gptjax.stages.masked import MaskedConfig
 from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
@@ -51,6 +53,8 @@ STAGES = {
     "reward": RewardConfig,
     "ppo": PpoConfig,
     "translate": TranslateConfig,
+    "masked": MaskedConfig,
+    "classify": ClassifyConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -71,9 +75,16 @@ SMALL = {
         "--model.vocab-size 384 --model.width 16 --model.layers 1 --model.heads 2 --steps 2 --eval-every 2 "
         "--translated 4 --batch-tokens 256 --lengths 64 --search.extra-tokens 4",
     ),
+    "my_bert": (
+        "masked",
+        "--model.vocab-size 512 --model.width 16 --model.layers 1 --model.heads 2 --batch-size 4 --steps 2 "
+        "--heldout-bytes 1000 --length 32 --masking.copies 1",
+    ),
+    "my_classifier": ("classify", "--steps 2 --length 32 --clear 2.5"),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
-ROADS = ("quickstart", "llama_style", "no_margin_of_safety")
+ROADS = ("quickstart", "llama_style", "no_margin_of_safety", "my_blanks", "my_replies")
+MEASUREMENTS = ("my_zero_shot",)  # of the finished road, in full
 COMMANDS = [(page, command) for page in FILES for command in commands(page)]
 
 
@@ -154,8 +165,8 @@ def run_gptjax(words: list[str], stdin: str) -> int:
         print(Path("runs/quickstart", SMALL[experiment][0], "done.json").read_text())  # the fixture ran it
         return 0
     if experiment:
-        assert experiment in ROADS, f"nothing runs the experiment {experiment}"
-        words = [*words, "--print-config"]
+        assert experiment in ROADS + MEASUREMENTS, f"nothing runs the experiment {experiment}"
+        words += ["--print-config"] if experiment in ROADS else []
     for run in words[3:] if words[1] == "report" else []:
         shutil.copytree("runs/quickstart", run, dirs_exist_ok=True)  # it stands for the run of another seed
     return gptjax(shlex.join(words), stdin)
@@ -223,11 +234,12 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
     folder = workplace / "runs/quickstart" / stage
     files = {row[0] for row in table("docs/configuration.md", "Run folders")}
     own = {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}
-    own["translate"] = {"tokenizer.model", "samples.jsonl"}
+    own |= {"translate": {"tokenizer.model", "samples.jsonl"}, "masked": {"tokenizer.model"}}
     files |= own.get(stage, set())
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
     heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]
-    named = {"pretrain": next(iter(heldout)), "ppo": "policy", "translate": "averaged"}
+    first = next(iter(heldout), "")
+    named = {"pretrain": first, "masked": first, "ppo": "policy", "translate": "averaged"}
     heldout = heldout.get(named.get(stage), {})
     assert all(f"`{name}`" in PAGES[f"docs/{stage}.md"] for name in heldout)
 

@@ -22,6 +22,7 @@ from gptjax.stages.reward import count_groups, make_reward_loss
 from gptjax.stages.road import RoadConfig, stage_configs
 from gptjax.stages.rollout import Rollout
 from gptjax.stages.sharded import state_shardings
+from gptjax.training.batch_ramp import ramp_sizes
 from gptjax.training.optimizers import make_optimizer
 from gptjax.training.step import TrainState, make_train_step
 
@@ -131,7 +132,8 @@ def test_every_step_lowers_for_eight_devices(file):
     model = dataclasses.replace(stages["pretrain"].model, loop="scan")  # the same tree, traced once
     for name, stage in stages.items():
         # What the batch does not divide into is split along the matrices.
-        shards = math.gcd(8, stage.batch_size)
+        sizes = ramp_sizes(getattr(stage, "ramp", None), stage.batch_size)
+        shards = math.gcd(8, *sizes)
         mesh_config = MeshConfig(data=2, fsdp=shards // 2, tensor=8 // shards)
         mesh, stage = make_mesh(mesh_config), dataclasses.replace(stage, mesh=mesh_config)
         for parts in pieces(name, stage, model):

@@ -19,6 +19,8 @@ from gptjax.stages.language_loss import count_tokens
 from gptjax.stages.translate import make_translation_loss
 from gptjax.training.optimizers import make_optimizer
 
+pytestmark = pytest.mark.slow
+
 FOLDER = "experiments/transformer2017"
 ARMS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / FOLDER).glob("*.py"))
 SMALL = {"vocab_size": 1536, "width": 16, "layers": 1, "heads": 2, "mlp_width": None}

@@ -199,6 +199,50 @@ def test_k_quants_are_what_the_package_says(tmp_path, kind):
     np.testing.assert_array_equal(GgufFile(path).read("x"), package.dequantize(blocks, code))
 
 
+def sentencepiece(**changes):
+    """Metadata with the lists of a SentencePiece model: special pieces, bytes, and the space."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    lists = {"tokens": pieces, "scores": [0] * VOCAB, "token_type": [2, 3, 3] + [6] * 256 + [1]}
+    lists |= {"model": "llama", "eos_token_id": 2} | changes
+    return LLAMA | {f"tokenizer.ggml.{name}": value for name, value in lists.items()}
+
+
+def test_a_sentencepiece_model_of_the_metadata(tmp_path):
+    path = gguf_file.write(tmp_path / "m.gguf", sentencepiece(), llama_tensors())
+    tokenizer = loaded(import_model(path, tmp_path / "run")).tokenizer
+    assert tokenizer.encode("é </s>") == [259, 3 + 0xC3, 3 + 0xA9, 259, *(3 + b for b in b"</s>")]
+    assert tokenizer.decode(tokenizer.encode("é 漢")) == "é 漢" and tokenizer.end_of_text_id == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": [0] * 5},
+        {"scores": "none"},
+        {"token_type": [1] * VOCAB},
+        {"token_type": [77] * VOCAB},
+        {"token_type": "none"},
+        {"tokens": ["<unk>"] * VOCAB},
+        {"tokens": ["<unk>", "<s>", "</s>", *(f"<0xZ{n}>" for n in range(256)), "x"]},
+        {"eos_token_id": 2**31},
+        {"eos_token_id": "</s>"},
+        {"add_space_prefix": "yes"},
+    ],
+)
+def test_a_sentencepiece_model_that_cannot_be_is_refused(tmp_path, changes):
+    path = gguf_file.write(tmp_path / "m.gguf", sentencepiece(**changes), llama_tensors())
+    with pytest.raises(DataError, match=r"m\.gguf"):
+        open_foreign(path)
+
+
+@pytest.mark.parametrize("factors", [np.full(8, 2.0), np.full(8, np.nan), np.full(8, -1.0), np.ones(9)])
+def test_other_rotary_factors_are_refused(tmp_path, factors):
+    tensors = llama_tensors() | {"rope_freqs.weight": factors.astype(np.float32)}
+    path = gguf_file.write(tmp_path / "m.gguf", LLAMA, tensors)
+    with pytest.raises(DataError, match="rotary positions otherwise|not a factor for each of 8"):
+        open_foreign(path)
+
+
 def array_of(kind: int, count: int) -> bytes:
     return struct.pack("<IIQ", 9, kind, count)
 
@@ -302,7 +346,8 @@ def test_an_odd_alignment_is_refused(tmp_path, alignment):
         ({"llama.expert_count": 8}, "expert_count is 8"),
         ({"llama.attention.key_length": 128}, "key_length is 128"),
         ({"llama.embedding_length": 128}, r"token_embd.weight \[260, 64\] instead of \[260, 128\]"),
-        ({"tokenizer.ggml.model": "llama"}, "the tokenizer 'llama'"),
+        ({"tokenizer.ggml.model": "t5"}, "the tokenizer 't5'"),
+        ({"tokenizer.ggml.model": "llama"}, "the scores"),
         ({"tokenizer.ggml.pre": "martian"}, "'martian'"),
         ({"tokenizer.ggml.tokens": "none"}, "lacks the pieces"),
     ],
@@ -317,13 +362,11 @@ def test_a_model_that_cannot_be_is_refused(tmp_path, change, sentence):
 def test_missing_and_left_over_tensors_are_listed(tmp_path):
     tensors = llama_tensors()
     del tensors["blk.1.attn_q.weight"]
-    tensors |= {"rope_freqs.weight": drawn(0, 8), "../../etc/passwd": drawn(0, 8)}
+    tensors |= {"extra.weight": drawn(0, 8), "../../etc/passwd": drawn(0, 8)}
     path = gguf_file.write(tmp_path / "m.gguf", LLAMA, tensors)
     with pytest.raises(DataError) as caught:
         import_model(path, tmp_path / "run")
-    assert "it lacks blk.1.attn_q.weight; unknown are ../../etc/passwd, rope_freqs.weight" in str(
-        caught.value
-    )
+    assert "it lacks blk.1.attn_q.weight; unknown are ../../etc/passwd, extra.weight" in str(caught.value)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):

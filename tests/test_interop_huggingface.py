@@ -11,11 +11,11 @@ import pytest
 from gptjax.config import ConfigError, to_json
 from gptjax.data.quality import DataError
 from gptjax.errors import UserError
-from gptjax.interop.exporting import export_model
-from gptjax.interop.huggingface import read_tokenizer
+from gptjax.interop.exporting import export_model, family_of
 from gptjax.interop.importing import import_model, open_foreign, system_message
 from gptjax.interop.safetensors import SafetensorsFolder, read_header, write_safetensors
-from gptjax.interop.tokenizer_files import chat_template
+from gptjax.interop.tokenizer_files import chat_template, read_tokenizer
+from gptjax.models.families import gpt3, transformer
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.transformer import DecoderConfig
 from gptjax.runs import write_json_atomic
@@ -230,7 +230,10 @@ def change(folder, **values):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba': gpt2, llama, mistral can be imported"),
+        (
+            {"model_type": "mamba"},
+            "model_type 'mamba': gpt2, llama, mistral, openai-gpt, bert can be imported",
+        ),
         ({"model_type": ["llama"]}, "model_type"),
         ({"architectures": ["LlamaModel"]}, "the architecture 'LlamaModel'"),
         ({"architectures": 3}, "the architecture"),
@@ -244,10 +247,11 @@ def change(folder, **values):
         ({"num_attention_heads": 3, "head_dim": None}, "cannot be"),
         ({"num_key_value_heads": 3}, "cannot be"),
         ({"rms_norm_eps": "small"}, "cannot be"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "scales rotary positions"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "cannot be"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "scales rotary positions"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "scales rotary"),
         ({"rope_parameters": "default"}, "scales rotary positions"),
-        ({"sliding_window": 8}, "sliding_window of 8"),
+        ({"sliding_window": "8"}, "sliding_window is '8', not a count"),
         ({"tie_word_embeddings": True}, "lm_head.weight differs from model.embed_tokens.weight"),
         (
             {"hidden_size": 32, "head_dim": None},
@@ -313,6 +317,18 @@ def test_what_transformers_has_no_class_for_is_refused(tmp_path, byte_level):
     with pytest.raises(ConfigError, match="it would be gpt2 but for activation = relu"):
         list(export_model(tmp_path / "run", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (transformer("base"), "neither a decoder nor BERT's encoder"),
+        (gpt3("125M"), "it would be gpt2 but for attention_band = 256"),
+    ],
+)
+def test_other_models_have_no_class(config, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        family_of(config, "runs/x")
 
 
 def test_an_export_overwrites_nothing(exported, tmp_path):

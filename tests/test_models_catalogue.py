@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -9,11 +11,25 @@ import jax.numpy as jnp
 import pytest
 
 from gptjax import cli
-from gptjax.models.catalogue import _amount, cache_bytes, catalogue, catalogue_text, entry
+from gptjax.models.catalogue import (
+    FORMATS,
+    _amount,
+    cache_bytes,
+    catalogue,
+    catalogue_text,
+    derive,
+    entry,
+)
 from gptjax.models.families import FAMILIES, gpt2, llama
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
-from gptjax.models.quantization import QuantizationConfig, quantize, quantized_bytes, tree_bytes
+from gptjax.models.quantization import (
+    WEIGHT_FORMATS,
+    QuantizationConfig,
+    quantize,
+    quantized_bytes,
+    tree_bytes,
+)
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 
 TINY = {"vocab_size": 40, "context_length": 12, "width": 16, "layers": 3, "heads": 4}
@@ -22,6 +38,11 @@ TINY = {"vocab_size": 40, "context_length": 12, "width": 16, "layers": 3, "heads
 @pytest.fixture(scope="module")
 def entries():
     return catalogue()
+
+
+def test_what_is_stored_is_what_the_declared_shapes_say(entries):
+    assert entries == derive(), "the families changed: run python -m gptjax.models.catalogue"
+    assert FORMATS == ("float32", "bfloat16", *WEIGHT_FORMATS)
 
 
 def test_every_family_and_size_is_listed_once(entries):
@@ -87,6 +108,13 @@ def test_the_table_has_a_line_a_model_and_straight_columns(entries):
     assert len(lines) == 1 + len(entries) and len({len(line) for line in lines}) == 1
     assert re.search(r"^Llama 3 +405B +405,853,388,800 +8,192 ", table, re.MULTILINE)
     assert "AdamW" in note
+
+
+def test_the_command_needs_no_jax():
+    """Loading it takes longer than all the rest."""
+    asked = "import sys; from gptjax import cli; cli.main(['models']); sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    assert done.returncode == 0 and "405,853,388,800" in done.stdout
 
 
 def test_the_command_prints_text_or_json_of_the_families_asked_for(capsys):

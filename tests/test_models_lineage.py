@@ -201,7 +201,7 @@ def test_a_configuration_written_before_these_models_loads():
 
 def test_the_page_names_what_is_in_the_code():
     rows = table("docs/lineage.md", "Where it is")
-    assert len(rows) == 10
+    assert len(rows) > 25
     for _, _, file, name, _ in rows:
         module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
         assert hasattr(module, name), f"{file} has no {name}"

@@ -221,3 +221,13 @@ def test_skipped_updates_are_not_hidden_by_a_good_one_at_the_end(case):
 
     _, _, metrics = run_iteration(case, dataclasses.replace(CONFIG, minibatches=4), texts)
     assert len(calls) == 4 and metrics["skipped"] == 3
+
+
+def test_a_rollout_beyond_the_limit_is_not_learnt_from(case):
+    kept, after, metrics = run_iteration(case, dataclasses.replace(CONFIG, kl_limit=1e-6), text_batch)
+    assert metrics["objective/kl"] > 1e-6 and metrics["val/beyond_limit"] == 1
+    assert after.step == kept.step + 1 and after.kl_coef == kept.kl_coef
+    for name in ("policy", "critic"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(kept, name), getattr(after, name))
+    wanted = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, kept.ema, kept.policy.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), after.ema, wanted)

@@ -70,6 +70,14 @@ def test_a_bundled_reply_that_does_not_fit_is_cut(tokenizer):
         encode_dialogues([(turns("word " * 50, "a"), None)], tokenizer, 40, "ratings")
 
 
+def test_long_replies_of_a_file_are_cut_when_asked_for(tokenizer):
+    place = ("my.jsonl", 1)
+    rows = [(turns("a", "word " * 50), place), (turns("word " * 50, "a"), place)]
+    examples, kept, counted = encode_dialogues(rows, tokenizer, 40, "my.jsonl", cut_long=True)
+    assert [len(example[0]) for example in examples] == [41] and kept == [rows[0][0]]
+    assert counted.startswith("1 dialogues, 1 cut to fit, 1 left out without room for a reply, 0 of 1 rows")
+
+
 def test_a_line_says_what_was_read_dropped_and_reworded(dialogues, tokenizer, capsys):
     layout = {"tokenizer": tokenizer, "length": 100}
     rows = dialogue_rows([str(dialogues)], "train", stage="finetune", seed=0, rewordings=1, **layout)

@@ -12,12 +12,18 @@ from functools import cache
 from pathlib import Path
 
 from gptjax.data.quality import DataError
-from gptjax.data.tokenizer_json import CONTROL, check_merges, checked_vocab, parse, tokenizer_json
+from gptjax.data.tokenizer_json import (
+    CONTROL,
+    check_merges,
+    checked_vocab,
+    merge_pairs,
+    parse,
+    read_bounded,
+    tokenizer_json,
+)
 from gptjax.data.tokenizers import refuse_surrogates
 from gptjax.errors import require
 
-# A tokenizer of 256,000 pieces takes about 20 MB.
-LARGEST_FILE = 128 * 2**20
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -92,13 +98,9 @@ class ByteLevelTokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "ByteLevelTokenizer":
         """Reads a `tokenizer.json`. Raises DataError when the file is missing or something else."""
-        path = Path(path)
-        if not path.is_file():
-            raise DataError(f"there is no tokenizer at {path}: name another file")
-        if path.stat().st_size > LARGEST_FILE:
-            raise DataError(f"{path} has {path.stat().st_size} bytes, more than a tokenizer takes")
+        content = read_bounded(Path(path))
         try:
-            return cls(path.read_bytes())
+            return cls(content)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
 
@@ -165,10 +167,8 @@ def from_vocab_and_merges(vocab: dict, merges: Path) -> ByteLevelTokenizer:
     pieces = sorted(vocab, key=lambda piece: vocab[piece] if type(vocab[piece]) is int else -1)
     if [vocab[piece] for piece in pieces] != list(range(len(pieces))):
         raise DataError(f"the ids in vocab.json beside {merges} are not those from 0 to {len(pieces) - 1}")
-    lines = merges.read_text("utf-8", errors="replace").split("\n")
-    pairs = [line for line in lines if line and not line.startswith("#version")]
     kinds = [CONTROL if piece in ALWAYS_SPECIAL else 1 for piece in pieces]
-    return ByteLevelTokenizer.from_pieces(pieces, kinds, pairs, "gpt-2")
+    return ByteLevelTokenizer.from_pieces(pieces, kinds, merge_pairs(merges), "gpt-2")
 
 
 @cache

@@ -17,6 +17,7 @@ from gptjax.data.files import (
     source_files,
     unknown_source,
 )
+from gptjax.data.instructions import dialogue_of_instruction
 from gptjax.data.quality import BadRows, DataError
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import require
@@ -26,6 +27,8 @@ Origin = tuple[str, int]  # a file and the line of the row, from 1
 ROLES = ("system", "user", "assistant")
 HELD_OUT = 10  # one in ten
 
+# Dialogues of PyPI chatterbot-corpus by the name of the source -> the folder of their language.
+CHATTERBOT = {"chatterbot": "english", "chatterbot-chinese": "chinese"}
 # In these files of chatterbot-corpus the lines after the first are not turns but other answers to it.
 ALTERNATIVES = ("computers", "emotion")
 EXCLUDED = {
@@ -39,6 +42,14 @@ EXCLUDED = {
     "I hope that you die": "abusive",
     "Robots should die": "abusive",
     "que veut dire hal": "not English",
+    "弯腰": "sexual",
+    "你能交配": "sexual",
+    "什么是teknolust": "sexual",
+    "当teknolust做": "sexual",
+    "谁是最好的足球PLAYER": "drugs",
+    "我希望你死": "abusive",
+    "机器人应该死": "abusive",
+    "阙veut可怕HAL": "not Chinese",
 }
 
 
@@ -72,8 +83,9 @@ def render_dialogue(messages: Messages, tokenizer: Tokenizer) -> tuple[list[int]
 def read_dialogues(
     name_or_path: str | Path, *, split: Split = "train", bad_rows: BadRows | None = None
 ) -> list[Messages]:
-    """The dialogues of one split of the bundled "chatterbot" or of JSONL files with a field `messages`.
+    """The dialogues of one split of a source of `CHATTERBOT` or of JSONL files with a field `messages`.
 
+    A row with an `instruction` in its place is a dialogue of two messages (`data/instructions.py`).
     A message is `{"role": "system" | "user" | "assistant", "content": str}`; a dialogue may open with one
     system message, then user and assistant alternate. A last user turn without a reply is dropped, as are
     dialogues that occur twice. Held out are the dialogues whose opening has sha256 0 mod 10, so a question
@@ -81,7 +93,7 @@ def read_dialogues(
     The counts of the source are added to `bad_rows`; the limit is on this source alone.
 
     Raises DataError for an unknown name, for a split without a dialogue and for more than 0.1 % bad rows;
-    MissingPackage when "chatterbot" is not installed.
+    MissingPackage when chatterbot-corpus is not installed.
     """
     return [messages for messages, _ in located_dialogues(name_or_path, split=split, bad_rows=bad_rows)]
 
@@ -92,13 +104,14 @@ def located_dialogues(
     """What `read_dialogues` returns, each dialogue with the place of its row; None for a bundled one."""
     check_split(split)
     own_rows = BadRows()
-    if str(name_or_path) == "chatterbot":
-        dialogues = [(messages, None) for _, messages in chatterbot(own_rows)]
+    if str(name_or_path) in CHATTERBOT:
+        language = CHATTERBOT[str(name_or_path)]
+        dialogues = [(messages, None) for _, messages in chatterbot(own_rows, language)]
     elif is_path(name_or_path):
         files = source_files(name_or_path, (".jsonl",))
         dialogues = [row for file in files for row in rows_of_jsonl(file, own_rows)]
     else:
-        raise DataError(unknown_source(name_or_path, ["chatterbot"]))
+        raise DataError(unknown_source(name_or_path, CHATTERBOT))
     first: dict[str, tuple[Messages, Origin | None]] = {}
     for messages, origin in dialogues:
         first.setdefault(json.dumps(messages), (messages, origin))
@@ -127,8 +140,8 @@ def opening(dialogue: Messages) -> str:
     return " ".join(first.lower().split()).strip(" .?!'\"")
 
 
-def chatterbot(bad_rows: BadRows) -> list[tuple[str, Messages]]:
-    """The English dialogues of PyPI chatterbot-corpus, duplicates too, each with its topic (the file).
+def chatterbot(bad_rows: BadRows, language: str = "english") -> list[tuple[str, Messages]]:
+    """The dialogues of PyPI chatterbot-corpus in a language, duplicates too, each with its topic (the file).
 
     Raises MissingPackage when the corpus or its parser is not installed.
     """
@@ -136,7 +149,7 @@ def chatterbot(bad_rows: BadRows) -> list[tuple[str, Messages]]:
     import yaml
 
     dialogues = []
-    folder = resources.files("chatterbot_corpus") / "data" / "english"
+    folder = resources.files("chatterbot_corpus") / "data" / language
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         topic = file.name.removesuffix(".yml")
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
@@ -178,7 +191,7 @@ def rows_of_jsonl(file: Path, bad_rows: BadRows) -> list[tuple[Messages, Origin]
 def checked_dialogue(row: dict) -> tuple[str, Messages]:
     """The kind of fault of a row ("" for none) and its dialogue, a last user turn without a reply dropped."""
     if "messages" not in row:
-        return "missing field", []
+        return dialogue_of_instruction(row) if "instruction" in row else ("missing field", [])
     kind = fault_of_messages(row["messages"])
     if kind:
         return kind, []

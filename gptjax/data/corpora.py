@@ -4,10 +4,12 @@ import importlib
 import lzma
 import math
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from gptjax.data import ratings
+from gptjax.data import in_context, ratings
+from gptjax.data.code import read_code, stdlib_files
 from gptjax.data.files import (
     Split,
     check_split,
@@ -22,6 +24,7 @@ from gptjax.data.files import (
 from gptjax.data.quality import BadRows, DataError
 
 HELD_OUT = 20  # one in twenty
+SUFFIXES = (".txt", ".jsonl", ".py")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def cut(text: str) -> tuple[str, str]:
     return text[:place], text[place:]
 
 
-def shakespeare(split: Split) -> list[Document]:
+def shakespeare(split: Split, bad_rows: BadRows) -> list[Document]:
     """The 42 works; held out is the end of each."""
     packed = (resources.files("gptjax.assets") / "shakespeare.txt.xz").read_bytes()
     works = lzma.decompress(packed).decode("utf-8").split("\x1e")
@@ -52,7 +55,7 @@ def shakespeare(split: Split) -> list[Document]:
     return documents
 
 
-def pydoc(split: Split) -> list[Document]:
+def pydoc(split: Split, bad_rows: BadRows) -> list[Document]:
     """The language reference that every Python carries; held out is every 20th topic by name."""
     topics = importlib.import_module("pydoc_data.topics").topics
     return [
@@ -62,13 +65,38 @@ def pydoc(split: Split) -> list[Document]:
     ]
 
 
-def rated_texts(split: Split) -> list[Document]:
+def rated_texts(split: Split, bad_rows: BadRows) -> list[Document]:
     """The texts of the human ratings, split as the ratings are."""
     texts = ratings.split_ratings(ratings.load_ratings())[split == "heldout"]
     return [Document(text.text, f"ratings/{text.source}") for text in texts]
 
 
-BUNDLED = {"shakespeare": shakespeare, "pydoc": pydoc, "ratings": rated_texts}
+def stdlib(split: Split, bad_rows: BadRows) -> list[Document]:
+    """The standard library's source files (`data/code.py`), split as a user's documents are."""
+    documents, counts = _read_stdlib()
+    bad_rows.include(counts)
+    return split_documents(documents, split, "stdlib")
+
+
+@cache
+def _read_stdlib() -> tuple[list[Document], BadRows]:
+    counts = BadRows()
+    return code_documents(stdlib_files(), "stdlib/", counts), counts
+
+
+def recall(split: Split, bad_rows: BadRows) -> list[Document]:
+    """Generated lists of pairs, to be learnt within each of them (`data/in_context.py`)."""
+    texts = in_context.recall_texts(split)
+    return [Document(text, f"recall/{split}/{number}") for number, text in enumerate(texts)]
+
+
+BUNDLED = {
+    "shakespeare": shakespeare,
+    "pydoc": pydoc,
+    "ratings": rated_texts,
+    "stdlib": stdlib,
+    "recall": recall,
+}
 
 
 def read_documents(
@@ -76,26 +104,40 @@ def read_documents(
 ) -> list[Document]:
     """The documents of one split of a bundled corpus or of a user's files.
 
-    Files: `.txt` (a document a file), `.jsonl` (a document a row, field `text`), either with `.gz`, or a
-    directory of such. Held out are the documents whose sha256 is 0 mod 20, or those with the least sha256
-    where that is none; where there is one document only, its last 5 %, from the start of a line or a word
-    where one is near. The counts of the files are added to `bad_rows`; the limit is on these files alone.
+    Files: `.txt` (a document a file), `.jsonl` (a document a row, in the field `text` or in the one that the
+    name ends in after a colon, as in `pairs.jsonl:zh`), `.py` (a document a file, by the rules of
+    `data/code.py`), each also with `.gz`, or a directory of such. Held out are the documents whose sha256 is
+    0 mod 20, or those with the least sha256 where that is none; where there is one document only, its last
+    5 %, from the start of a line or a word where one is near. The counts of the files are added to
+    `bad_rows`; the limit is on these files alone.
 
     Raises DataError for an unknown name, for a split without a document and for more than 0.1 % bad rows.
     """
     check_split(split)
     if str(name_or_path) in BUNDLED:
-        return BUNDLED[str(name_or_path)](split)
-    if not is_path(name_or_path):
+        return BUNDLED[str(name_or_path)](split, BadRows() if bad_rows is None else bad_rows)
+    path, field = split_field(str(name_or_path))
+    if not is_path(path):
         raise DataError(unknown_source(name_or_path, BUNDLED))
     documents, own_rows = [], BadRows()
-    for file in source_files(name_or_path, (".txt", ".jsonl")):
-        read = rows_of_jsonl if file.name.removesuffix(".gz").endswith(".jsonl") else text_file
-        documents += read(file, own_rows)
+    files = source_files(path, SUFFIXES)
+    code = {str(file): file for file in files if file.name.removesuffix(".gz").endswith(".py")}
+    for file in files:
+        if file.name.removesuffix(".gz").endswith(".jsonl"):
+            documents += rows_of_jsonl(file, own_rows, field)
+        elif str(file) not in code:
+            documents += text_file(file, own_rows)
+    documents += code_documents(code, "", own_rows)
     if bad_rows is not None:
         bad_rows.include(own_rows)
     own_rows.check()
     return split_documents(documents, split, name_or_path)
+
+
+def split_field(name: str) -> tuple[str, str]:
+    """A path and the field of its rows that holds the text: what stands after a last colon, else `text`."""
+    path, colon, field = name.rpartition(":")
+    return (path, field) if colon and field and is_path(path) and not is_path(name) else (name, "text")
 
 
 def split_documents(documents: list[Document], split: Split, name: str | Path) -> list[Document]:
@@ -114,6 +156,16 @@ def split_documents(documents: list[Document], split: Split, name: str | Path) -
     return chosen
 
 
+def code_documents(files: dict[str, Path], prefix: str, bad_rows: BadRows) -> list[Document]:
+    """The documents of source files by name, each text once."""
+    read = ((name, read_code(file, bad_rows)) for name, file in files.items())
+    texts = {}
+    for name, text in read:
+        if text is not None and texts.setdefault(text, name) != name:
+            bad_rows.repeat(1)
+    return [Document(text, f"{prefix}{name}") for text, name in texts.items()]
+
+
 def text_file(file: Path, bad_rows: BadRows) -> list[Document]:
     """The one document of a text file, or none when it is bad."""
     try:
@@ -124,16 +176,16 @@ def text_file(file: Path, bad_rows: BadRows) -> list[Document]:
     return checked_document(text, file, 1, bad_rows)
 
 
-def rows_of_jsonl(file: Path, bad_rows: BadRows) -> list[Document]:
-    """A document for each good row of a JSONL file."""
+def rows_of_jsonl(file: Path, bad_rows: BadRows, field: str = "text") -> list[Document]:
+    """A document for each good row of a JSONL file, in the named field."""
     documents = []
     for line, row in read_jsonl(file, bad_rows):
-        if "text" not in row:
+        if field not in row:
             bad_rows.add("missing field", file, line)
-        elif not isinstance(row["text"], str):
+        elif not isinstance(row[field], str):
             bad_rows.add("malformed field", file, line)
         else:
-            documents += checked_document(row["text"], file, line, bad_rows)
+            documents += checked_document(row[field], file, line, bad_rows)
     return documents
 
 

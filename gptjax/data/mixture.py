@@ -38,12 +38,13 @@ class Mixture:
 
         Raises DataError when the batch doesn't divide by the processes.
         """
-        if self.batch_size % process_count:
-            raise DataError(f"a batch of {self.batch_size} rows doesn't divide by {process_count} processes")
-        first = step * self.batch_size
-        places = [
-            self._order[i] for i in range(first + process_index, first + self.batch_size, process_count)
-        ]
+        return self.rows(step * self.batch_size, self.batch_size, process_index, process_count)
+
+    def rows(self, first: int, count: int, process_index: int = 0, process_count: int = 1) -> Rows:
+        """Rows `first` to `first + count` of the whole order, those of one process as in `batch_at`."""
+        if count % process_count:
+            raise DataError(f"a batch of {count} rows doesn't divide by {process_count} processes")
+        places = [self._order[i] for i in range(first + process_index, first + count, process_count)]
         if isinstance(self._sources[0], dict):
             return {
                 name: np.stack([self._sources[index][name][row] for index, row in places])

@@ -49,6 +49,24 @@ def lm_batch(rows: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def first_fit(sizes: np.ndarray, length: int) -> tuple[list[tuple[int, int, int]], int]:
+    """Places examples in rows, the longest first, each in the first row with room.
+
+    Args:
+        sizes: positions of each example, at most `length`.
+        length: of a row.
+
+    Returns:
+        (example, row, first position in the row) of each, and the number of rows.
+    """
+    room, placed = np.full(len(sizes), length, np.int64), []
+    for index in np.argsort(-sizes, kind="stable"):
+        row = int(np.argmax(room >= sizes[index]))
+        placed.append((int(index), row, int(length - room[row])))
+        room[row] -= sizes[index]
+    return placed, int((room < length).sum())
+
+
 def pack_examples(
     examples: Sequence[tuple[Sequence[int], Sequence[int]]], row_length: int, pad_id: int
 ) -> dict[str, np.ndarray]:
@@ -77,14 +95,8 @@ def pack_examples(
                 f"between 2 and row_length = {row_length}"
             )
     sizes = np.array([len(ids) - 1 for ids, _ in examples], np.int64)
-    room = np.full(len(examples), length, np.int64)
     segments = np.zeros(len(examples), np.int32)
-    placed = []
-    for index in np.argsort(-sizes, kind="stable"):
-        row = int(np.argmax(room >= sizes[index]))
-        placed.append((index, row, length - room[row]))
-        room[row] -= sizes[index]
-    rows = int((room < length).sum())
+    placed, rows = first_fit(sizes, length)
     batch = {
         "tokens": np.full((rows, length), pad_id, np.int32),
         "targets": np.full((rows, length), pad_id, np.int32),

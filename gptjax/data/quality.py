@@ -33,6 +33,7 @@ class BadRows:
         self.counts: Counter[str] = Counter()
         self.good_rows = 0
         self.repeated = 0
+        self.left_out: Counter[str] = Counter()
         self.first: list[tuple[str, str, int]] = []
 
     @property
@@ -59,11 +60,16 @@ class BadRows:
         """Counts `count` good rows that are left out because they occur twice."""
         self.repeated += count
 
+    def leave_out(self, why: str, count: int = 1) -> None:
+        """Counts what a source's own rules leave out, by the rule; it is neither good nor bad."""
+        self.left_out[why] += count
+
     def include(self, other: "BadRows") -> None:
         """Adds the counts of another source."""
         self.counts += other.counts
         self.good_rows += other.good_rows
         self.repeated += other.repeated
+        self.left_out += other.left_out
         self.first = (self.first + other.first)[:5]
 
     def check(self, limit: float = 0.001) -> None:
@@ -76,8 +82,10 @@ class BadRows:
             )
 
     def summary(self) -> str:
-        """One line: how many rows of how many are bad, of which kinds, and how many occur twice."""
+        """One line: how many rows of how many are bad, of which kinds, and what else was left out."""
         total = self.bad_rows + self.good_rows
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items()))
         twice = f", {self.repeated} left out that occur twice" if self.repeated else ""
-        return f"{self.bad_rows} of {total} rows are bad" + (f" ({kinds})" if kinds else "") + twice
+        rules = "; ".join(f"{count} {why}" for why, count in sorted(self.left_out.items()))
+        bad = f"{self.bad_rows} of {total} rows are bad" + (f" ({kinds})" if kinds else "")
+        return bad + twice + (f", left out by rule: {rules}" if rules else "")

@@ -1,14 +1,17 @@
-"""The file `tokenizer.json` of a byte-level BPE: made of the lists that GGUF holds, and checked.
+"""The file `tokenizer.json`: made of the lists that GGUF holds, and checked.
 
 Format: https://huggingface.co/docs/tokenizers.
 """
 
 import json
+from pathlib import Path
 
 from gptjax.data.quality import DataError
 
-# Kinds of pieces in GGUF.
-CONTROL, USER_DEFINED = 3, 4
+# A tokenizer of 256,000 pieces takes about 20 MB.
+LARGEST_FILE = 128 * 2**20
+# Kinds of pieces in GGUF. Unused ones fill the list up to the model's number of ids.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -49,12 +52,14 @@ def tokenizer_json(pieces: list[str], kinds: list[int] | None, merges: list[str]
     pairs = [merge.split(" ") for merge in merges]
     if not all(len(pair) == 2 for pair in pairs):
         raise DataError("the tokenizer has merges that are not two pieces with a space between them")
+    kinds = kinds or [NORMAL] * len(pieces)
     added = [
         {"id": id, "content": piece, "special": kind == CONTROL, "normalized": False}
         | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for id, (piece, kind) in enumerate(zip(pieces, kinds or [1] * len(pieces), strict=True))
+        for id, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
         if kind in (CONTROL, USER_DEFINED)
     ]
+    used = {piece: id for id, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)) if kind != UNUSED}
     steps = CUTS[cut]
     description = {
         "version": "1.0",
@@ -67,7 +72,7 @@ def tokenizer_json(pieces: list[str], kinds: list[int] | None, merges: list[str]
         "decoder": _BYTES,
         "model": {
             "type": "BPE",
-            "vocab": {piece: id for id, piece in enumerate(pieces)},
+            "vocab": used,
             "merges": pairs,
             "ignore_merges": cut in ("llama-bpe", "llama3"),
         },
@@ -75,8 +80,39 @@ def tokenizer_json(pieces: list[str], kinds: list[int] | None, merges: list[str]
     return json.dumps(description, ensure_ascii=False).encode()
 
 
-def parse(content: bytes) -> dict:
-    """The JSON of a byte-level BPE, its parts of the kinds they have to be."""
+def cut_name(description: dict) -> str | None:
+    """The rule of a byte-level BPE by its name in GGUF; None where it has none, or where text is changed."""
+
+    def plain(step):
+        if isinstance(step, dict) and step.get("type") == "ByteLevel":
+            defaults = {"add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+            return {**defaults, **step, "trim_offsets": True}
+        return step
+
+    cut = description.get("pre_tokenizer")
+    steps = cut["pretokenizers"] if cut.get("type") == "Sequence" else [cut]
+    if description.get("normalizer") is not None:
+        return None
+    return next((name for name, known in CUTS.items() if known == [plain(step) for step in steps]), None)
+
+
+def read_bounded(path: Path) -> bytes:
+    """A tokenizer's file. Raises DataError when it is missing, or larger than such a file is."""
+    if not path.is_file():
+        raise DataError(f"there is no tokenizer at {path}: name another file")
+    if path.stat().st_size > LARGEST_FILE:
+        raise DataError(f"{path} has {path.stat().st_size} bytes, more than a tokenizer takes")
+    return path.read_bytes()
+
+
+def merge_pairs(path: Path) -> list[str]:
+    """The lines of a `merges.txt`, "left right", the earliest first."""
+    lines = path.read_text("utf-8", errors="replace").split("\n")
+    return [line for line in lines if line and not line.startswith("#version")]
+
+
+def parse_bpe(content: bytes) -> dict:
+    """The JSON of a `tokenizer.json` of a byte pair encoding."""
     try:
         description = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -84,6 +120,12 @@ def parse(content: bytes) -> dict:
     model = description.get("model") if isinstance(description, dict) else None
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise DataError("this is not the tokenizer.json of a byte pair encoding")
+    return description
+
+
+def parse(content: bytes) -> dict:
+    """The JSON of a byte-level BPE, its parts of the kinds they have to be."""
+    description = parse_bpe(content)
     cut = description.get("pre_tokenizer")
     steps = cut.get("pretokenizers") if isinstance(cut, dict) and cut.get("type") == "Sequence" else [cut]
     if not isinstance(steps, list) or not any(
@@ -115,17 +157,20 @@ def checked_vocab(description: dict) -> tuple[dict[str, int], dict[str, bool]]:
     return vocab, special
 
 
-def check_merges(description: dict, pieces: set[str]) -> None:
+def check_merges(description: dict, pieces: set[str], end_of_word: str = "") -> None:
     """Refuses merges of, or into, what is no piece: the library `tokenizers` would abort with a backtrace.
 
     Args:
         description: the parsed file.
         pieces: those that text may become, which special ones are not.
+        end_of_word: what marks the end of a word.
     """
     model = description["model"]
     merges = model.get("merges")
-    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise DataError("this tokenizer marks the inside or the end of words, which byte-level ones do not")
+    if model.get("continuing_subword_prefix") or (model.get("end_of_word_suffix") or "") != end_of_word:
+        raise DataError(
+            f"this tokenizer marks the inside of words, or their end otherwise than with {end_of_word!r}"
+        )
     if not isinstance(merges, list):
         raise DataError("this tokenizer.json has no list of merges")
     for merge in merges:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -12,6 +12,8 @@ from gptjax.data.quality import DataError
 # SentencePiece writes a space as this character, so the character itself has to be spelt out in bytes.
 SPACE_MARK = "\u2581"
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# Further ones, of a tokenizer trained for BERT.
+BERT_SPECIALS = ("[CLS]", "[SEP]", "[MASK]")
 CHUNK = 2000
 
 
@@ -74,8 +76,12 @@ class Tokenizer:
         self._space_mark_ids = [self._pieces.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
+    def train(
+        cls, texts: Iterable[str], vocab_size: int = 4096, more_specials: Sequence[str] = ()
+    ) -> "Tokenizer":
         """Learns `vocab_size` ids from `texts`; the same texts give the same bits.
+
+        `more_specials`, such as BERT_SPECIALS, are special as SPECIALS are and come after them.
 
         Raises DataError when the texts are too few for so many pieces, or hold a lone surrogate.
         """
@@ -92,7 +98,7 @@ class Tokenizer:
                 remove_extra_whitespaces=False,
                 allow_whitespace_only_pieces=True,
                 split_digits=True,
-                control_symbols=list(SPECIALS),
+                control_symbols=[*SPECIALS, *more_specials],
                 pad_id=cls.pad_id,
                 unk_id=1,
                 bos_id=-1,
@@ -145,22 +151,41 @@ class Tokenizer:
         """The UTF-8 bytes of one id (perhaps a part of a character); empty for a special id."""
         return self._bytes[id]
 
+    @property
+    def cls_id(self) -> int:
+        """The id of `[CLS]`, with which BERT's rows begin."""
+        return self._bert("[CLS]")
+
+    @property
+    def sep_id(self) -> int:
+        """The id of `[SEP]`, with which the segments of BERT's rows end."""
+        return self._bert("[SEP]")
+
+    @property
+    def mask_id(self) -> int:
+        """The id of `[MASK]`, which stands for a hidden token."""
+        return self._bert("[MASK]")
+
     def piece(self, id: int) -> str:
         """How SentencePiece writes one id."""
         return self._pieces.id_to_piece(id)
 
     def pieces(self) -> list[tuple[str, float, str]]:
-        """Of every id how it is written, its score, and whether it is "normal", "byte" or "control"."""
-        kinds = ((self._pieces.is_byte, "byte"), (self._pieces.is_control, "control"))
-        kinds = (*kinds, (self._pieces.is_unknown, "control"))
-        return [
-            (
-                self.piece(id),
-                self._pieces.get_score(id),
-                next((kind for test, kind in kinds if test(id)), "normal"),
-            )
-            for id in range(self.vocab_size)
-        ]
+        """Of every id how it is written, its score, and its kind.
+
+        Kinds: "normal" are merged; "user" are cut out first (`data/code_tokens.py`); "byte"; "control".
+        """
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+        kinds = {4: "user", 6: "byte", 2: "control", 3: "control"}
+        found = ModelProto.FromString(self.model).pieces
+        return [(piece.piece, piece.score, kinds.get(piece.type, "normal")) for piece in found]
+
+    def _bert(self, piece: str) -> int:
+        id = self._pieces.piece_to_id(piece)
+        if not self._pieces.is_control(id):
+            raise DataError(f"the tokenizer has no {piece}: use one that the pretraining of a BERT trained")
+        return id
 
     def _piece_bytes(self, id: int) -> bytes:
         piece = self._pieces.id_to_piece(id)

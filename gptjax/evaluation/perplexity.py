@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from gptjax.evaluation.batches import whole_batches
+
 
 def heldout_rows(texts: list[str], tokenizer, length: int) -> dict[str, np.ndarray]:
     """All tokens of the texts in rows, each predicted exactly once.
@@ -61,13 +63,7 @@ def mean_loss(sum_loss, params, rows: dict[str, np.ndarray], batch_size: int) ->
         rows: from `heldout_rows`.
         batch_size: rows per call; the last batch is filled with masked copies.
     """
-    total = 0.0
-    count = len(rows["tokens"])
-    for start in range(0, count, batch_size):
-        index = np.arange(start, start + batch_size)
-        batch = {name: array[np.minimum(index, count - 1)] for name, array in rows.items()}
-        batch["loss_mask"] = batch["loss_mask"] * (index < count)[:, None]
-        total += float(sum_loss(params, batch))
+    total = sum(float(sum_loss(params, batch)) for batch in whole_batches(rows, batch_size))
     return total / float(rows["loss_mask"].sum())
 
 

@@ -7,9 +7,15 @@ import numpy as np
 
 from gptjax.data.byte_level import ByteLevelTokenizer
 from gptjax.data.quality import DataError
+from gptjax.data.sentencepieces import SentencePieceTokenizer, from_lists
+from gptjax.data.tokenizers import Tokenizer
 from gptjax.interop.gguf import GgufFile
 from gptjax.interop.names import MOST
+from gptjax.models.rotary import RotaryScaling, scale_frequencies
 from gptjax.models.transformer import DecoderConfig
+
+# By how much each rotary frequency is divided; a tensor, but no parameter.
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 def decoder_config(file: GgufFile) -> DecoderConfig:
@@ -42,6 +48,7 @@ def decoder_config(file: GgufFile) -> DecoderConfig:
         key.must_be(name, head_size)
     key.must_be("expert_count", 0)
     key.must_be("rope.scaling.type", "none")
+    theta = key.number("rope.freq_base", 10_000.0)
     return _config(
         file,
         shape,
@@ -49,30 +56,65 @@ def decoder_config(file: GgufFile) -> DecoderConfig:
         norm="rmsnorm",
         norm_epsilon=key.number("attention.layer_norm_rms_epsilon"),
         positions="rotary",
-        rotary_theta=key.number("rope.freq_base", 10_000.0),
+        rotary_theta=theta,
+        rotary_scaling=_scaling(file, theta, head_size),
         activation="swiglu",
         bias=False,
     )
 
 
-def tokenizer(file: GgufFile) -> ByteLevelTokenizer:
+def _scaling(file: GgufFile, theta: float, head_size: int) -> RotaryScaling | None:
+    """The scaling that gives the file's factors; the file keeps these alone.
+
+    Raises DataError when they are not those of Llama 3 with some factor.
+    """
+    if ROPE_FACTORS not in file.tensors:
+        return None
+    if file.tensors[ROPE_FACTORS].shape != (head_size // 2,):
+        raise DataError(
+            f"{file.path}: {ROPE_FACTORS} is not a factor for each of {head_size // 2} frequencies"
+        )
+    factors = file.read(ROPE_FACTORS)
+    scaling = RotaryScaling(factor=max(1.0, round(float(factors.max()), 3)))
+    if not np.allclose(rope_factors(scaling, theta, head_size), factors, rtol=1e-4):
+        raise DataError(
+            f"{file.path} scales rotary positions otherwise than Llama 3 does, which gptjax does not have"
+        )
+    return scaling
+
+
+def rope_factors(scaling: RotaryScaling, theta: float, head_size: int) -> np.ndarray:
+    """By how much the scaling divides each rotary frequency, float32 `[C / 2]`."""
+    frequency = theta ** (-np.arange(0, head_size, 2, dtype=np.float32) / head_size)
+    return (frequency / np.asarray(scale_frequencies(frequency, scaling))).astype(np.float32)
+
+
+def tokenizer(file: GgufFile) -> ByteLevelTokenizer | SentencePieceTokenizer | Tokenizer:
     """The tokenizer in the metadata.
 
-    Raises DataError when it is not a byte-level BPE, or its lists do not fit together.
+    Raises DataError when it is neither a byte-level BPE nor a SentencePiece model, or its lists do not fit
+    together.
     """
-    keys = {
-        name: file.metadata.get(f"tokenizer.ggml.{name}") for name in ("model", "pre", "tokens", "merges")
-    }
-    if not isinstance(keys["model"], str) or keys["model"] != "gpt2":
-        raise DataError(
-            f"{file.path} has the tokenizer {keys['model']!r}: byte-level ones ('gpt2') can be imported"
-        )
-    if not isinstance(keys["tokens"], list) or not isinstance(keys["merges"], list):
-        raise DataError(f"{file.path} lacks the pieces or the merges of its tokenizer")
-    kinds = file.metadata.get("tokenizer.ggml.token_type")
+    key = {name.removeprefix("tokenizer.ggml."): value for name, value in file.metadata.items()}
+    kind, tokens, kinds = key.get("model"), key.get("tokens"), key.get("token_type")
     kinds = kinds.tolist() if isinstance(kinds, np.ndarray) else None
+    if not isinstance(kind, str) or kind not in ("gpt2", "llama"):
+        raise DataError(
+            f"{file.path} has the tokenizer {kind!r}: byte-level ones ('gpt2') and SentencePiece models "
+            "('llama') can be imported"
+        )
+    numbers = {"llama": key.get("scores"), "gpt2": key.get("merges")}[kind]
+    if not isinstance(tokens, list) or not isinstance(numbers, np.ndarray if kind == "llama" else list):
+        raise DataError(f"{file.path} lacks the pieces, the scores or the merges of its tokenizer")
     try:
-        return ByteLevelTokenizer.from_pieces(keys["tokens"], kinds, keys["merges"], keys["pre"])
+        if kind == "gpt2":
+            return ByteLevelTokenizer.from_pieces(tokens, kinds, numbers, key.get("pre"))
+        ends, padding = key.get("eos_token_id", -1), key.get("padding_token_id")
+        prefix = key.get("add_space_prefix", True)
+        if type(ends) is not int or type(padding) not in (int, type(None)) or type(prefix) is not bool:
+            raise DataError("its special ids are no numbers")
+        scores = numbers.astype(np.float64).tolist()
+        return from_lists(tokens, scores, kinds or [], prefix=prefix, end_of_text=ends, padding=padding)
     except DataError as error:
         raise DataError(f"{file.path}: {error}") from error
 

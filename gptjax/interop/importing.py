@@ -2,21 +2,21 @@
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
 
 from gptjax.config import ConfigError, configclass
-from gptjax.data.byte_level import IM_START, ByteLevelTokenizer
+from gptjax.data.byte_level import IM_START
 from gptjax.data.quality import DataError
-from gptjax.data.tokenizers import Tokenizer
 from gptjax.interop import gguf_model, huggingface
 from gptjax.interop.gguf import GgufFile
 from gptjax.interop.names import Entry, TensorSource, check_names, entries, read_parameters
+from gptjax.interop.tokenizer_files import read_tokenizer
 from gptjax.models.functional import ModelDefinition
 from gptjax.runs import mark_done, open_run, stage_done
-from gptjax.stages.handover import KINDS, save_model
+from gptjax.stages.handover import KINDS, AnyTokenizer, save_model
 
 # The system message that a ChatML template puts before dialogues without one. Templates are programs: they
 # are never run, this one sentence is taken out of them.
@@ -39,20 +39,22 @@ class ForeignModel:
     """A model whose files have been checked and whose numbers have not been read yet.
 
     Attributes:
-        kind: "language" or "scalar".
+        kind: key of `KINDS`.
         definition: what it is.
         tokenizer: its own.
         template: its chat template, "" for none.
         tensors: its numbers.
         wanted: what each tensor is.
+        notes: what there is to say about it.
     """
 
     kind: str
     definition: ModelDefinition
-    tokenizer: ByteLevelTokenizer | Tokenizer
+    tokenizer: AnyTokenizer
     template: str
     tensors: TensorSource
     wanted: list[Entry]
+    notes: list[str] = field(default_factory=list)
 
 
 def import_model(source: str | Path, folder: str | Path) -> Path:
@@ -75,6 +77,8 @@ def import_model(source: str | Path, folder: str | Path) -> Path:
         return open_run(folder, config)
     model = open_foreign(source)
     open_run(folder, config)
+    for note in model.notes:
+        print(f"note: {source}: {note}")
     params = read_parameters(model.tensors, model.wanted, model.definition, host_shardings(model.definition))
     system = system_message(model.template)
     if model.template and IM_START not in model.template:
@@ -113,18 +117,19 @@ def gguf_source(path: Path) -> ForeignModel:
     """The language model in a GGUF file."""
     file = GgufFile(path)
     config, family = gguf_model.decoder_config(file), file.metadata["general.architecture"]
-    definition, wanted = ModelDefinition(KINDS["language"], config), entries(family, "gguf", config)
+    definition = ModelDefinition(KINDS["language"], config)
+    file.tensors.pop(gguf_model.ROPE_FACTORS, None)  # part of the configuration now
     template = file.metadata.get("tokenizer.chat_template", "")
+    wanted = entries(family, "gguf", config, "language")
     return ForeignModel("language", definition, gguf_model.tokenizer(file), str(template), file, wanted)
 
 
 def huggingface_source(folder: Path) -> ForeignModel:
-    """The language model, or the classifier of one label, in a folder of Hugging Face's layout."""
+    """The model in a folder of Hugging Face's layout."""
     found = huggingface.read_folder(folder)
-    definition = ModelDefinition(KINDS[found.kind], found.config)
-    wanted = entries(found.family, "hf", found.config, scalar=found.kind == "scalar")
-    tokenizer, template = huggingface.read_tokenizer(folder), huggingface.read_template(folder)
-    return ForeignModel(found.kind, definition, tokenizer, template, found.tensors, wanted)
+    definition, template = ModelDefinition(KINDS[found.kind], found.config), huggingface.read_template(folder)
+    tokenizer = read_tokenizer(folder)
+    return ForeignModel(found.kind, definition, tokenizer, template, found.tensors, found.wanted, found.notes)
 
 
 def system_message(template: str) -> str:

@@ -1,7 +1,4 @@
-"""Which tensor of a file is which parameter: one table for each family and format, read in both directions.
-
-Legend: N layers, H heads, C head size, D model width.
-"""
+"""Which tensor of a file is which parameter (`interop/tables.py`), read in both directions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.data.quality import DataError
+from gptjax.interop.tables import TABLES, Path
+from gptjax.models.encoder import EncoderConfig
 from gptjax.models.functional import ModelDefinition, Params, leaf_at
+from gptjax.models.rotary import repair_channels
 from gptjax.models.transformer import DecoderConfig
 
-Path = tuple[str, ...]
+# How each layout pairs the channels that rotary positions turn together, and what the other way is.
+PAIRINGS = {"hf": "half", "gguf": "interleaved"}
+OTHER = {"half": "interleaved", "interleaved": "half"}
 SHOWN = 20
 # No model has more of anything; a file that says so would only make large shapes.
 MOST = 2**24
@@ -43,40 +45,37 @@ class Entry:
         paths: of the parameters; several are joined along their last axis.
         layer: index on the parameters' first axis; None for parameters that are not stacked.
         transposed: the tensor is `[outputs, inputs]`, our kernels are `[inputs, outputs]`.
-        interleaved: number of heads when what rotary positions turn together lies together where the numbers
-            come from, and half a head apart where they go. 0: the same order in both.
+        head_size: of the heads whose rotary channels the file pairs otherwise than the model does; 0 where
+            both do alike.
+        pairing: how the file pairs them.
     """
 
     name: str
     paths: tuple[Path, ...]
     layer: int | None = None
     transposed: bool = False
-    interleaved: int = 0
+    head_size: int = 0
+    pairing: str = "half"
 
 
-def entries(family: str, layout: str, config: DecoderConfig, scalar: bool = False) -> list[Entry]:
+def entries(family: str, layout: str, config: DecoderConfig | EncoderConfig, kind: str) -> list[Entry]:
     """All tensors of a model.
 
     Args:
-        family: "gpt2" or "llama".
+        family: "gpt1", "gpt2", "llama" or "bert".
         layout: "hf" or "gguf".
         config: of the model.
-        scalar: it has one number per position instead of the vocabulary (Hugging Face alone).
+        kind: "language" or "scalar" of a decoder, "masked" or "encoder" of an encoder.
     """
-    tops, blocks = _TABLES[family, layout]
-    found = [Entry(name, paths, transposed=transposed) for name, paths, transposed in tops]
-    if scalar:
-        found.append(Entry("score.weight", (("head",),), transposed=True))
-    elif not config.tied:
-        found.append(Entry(_OUTPUT[layout], (("unembedding",),), transposed=True))
-    heads = {"query": config.heads, "key": config.key_heads}
+    table, pairing = TABLES[family, layout], PAIRINGS[layout]
+    head = [] if kind == "language" and config.tied else table.heads[kind]
+    found = [Entry(name, paths, transposed=transposed) for name, paths, transposed in table.tops + head]
+    turned = family == "llama" and config.rotary_pairing != pairing
     for layer in range(config.layers):
-        for name, paths, transposed in blocks:
-            paths = tuple(("decoder", "blocks", *path) for path in paths)
-            # GGUF keeps LLaMA's pairs side by side, and a model of ours may.
-            turned = layout == "gguf" or config.rotary_pairing == "interleaved"
-            turned = heads.get(paths[0][-2], 0) if turned and family == "llama" else 0
-            found.append(Entry(name.format(layer), paths, layer, transposed, turned))
+        for name, paths, transposed in table.blocks:
+            head_size = config.head_size if turned and paths[0][-2] in ("query", "key") else 0
+            paths = tuple((table.trunk, "blocks", *path) for path in paths)
+            found.append(Entry(name.format(layer), paths, layer, transposed, head_size, pairing))
     return found
 
 
@@ -102,8 +101,10 @@ def read_parameters(
     places = dict(zip(leaves, jax.tree.leaves(shardings), strict=True))
     found: dict[Path, jax.Array] = {}
     for entry in wanted:
-        tensor, start = _halves(source.read(entry.name), entry.interleaved), 0
+        tensor, start = source.read(entry.name), 0
         tensor = tensor.T if entry.transposed else tensor
+        if entry.head_size:
+            tensor = repair_channels(tensor, entry.head_size, OTHER[entry.pairing])
         for path in entry.paths:
             part = tensor[..., start : start + leaves[path].shape[-1]]
             start += part.shape[-1]
@@ -160,18 +161,10 @@ def write_tensors(wanted: list[Entry], params: Params) -> Iterator[tuple[str, np
     for entry in wanted:
         leaves = [leaf_at(params, path) for path in entry.paths]
         leaves = [leaf if entry.layer is None else leaf[entry.layer] for leaf in leaves]
-        joined = np.concatenate([np.asarray(leaf) for leaf in leaves], -1)
-        tensor = _halves(joined.T if entry.transposed else joined, entry.interleaved)
-        yield entry.name, np.ascontiguousarray(tensor, np.float32)
-
-
-def _halves(tensor: np.ndarray, heads: int) -> np.ndarray:
-    """The outputs `[H C, ...]` of rotary's pairing "interleaved" in the order of "half"; heads = 0: as is."""
-    if not heads:
-        return tensor
-    outputs, *inputs = tensor.shape
-    paired = tensor.reshape(heads, outputs // heads // 2, 2, *inputs)
-    return np.swapaxes(paired, 1, 2).reshape(outputs, *inputs)
+        tensor = np.concatenate([np.asarray(leaf) for leaf in leaves], -1)
+        if entry.head_size:
+            tensor = repair_channels(tensor, entry.head_size, entry.pairing)
+        yield entry.name, np.ascontiguousarray(tensor.T if entry.transposed else tensor, np.float32)
 
 
 def _path(keys) -> Path:
@@ -181,82 +174,3 @@ def _path(keys) -> Path:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-def _norms(pairs: dict[str, Path], bias: bool) -> list:
-    """Rows for the scales, and the biases, of norms."""
-    rows = [(f"{name}.weight", ((*path, "scale"),), False) for name, path in pairs.items()]
-    return rows + [(f"{name}.bias", ((*path, "bias"),), False) for name, path in pairs.items() if bias]
-
-
-def _maps(pairs: dict[str, tuple[Path, ...]], transposed: bool, bias: bool) -> list:
-    """Rows for linear maps."""
-    rows = [
-        (f"{name}.weight", tuple((*path, "kernel") for path in paths), transposed)
-        for name, paths in pairs.items()
-    ]
-    biases = [
-        (f"{name}.bias", tuple((*path, "bias") for path in paths), False) for name, paths in pairs.items()
-    ]
-    return rows + (biases if bias else [])
-
-
-_QUERY, _KEY, _VALUE, _OUT = (("attention", name) for name in ("query", "key", "value", "output"))
-_UP, _GATE, _DOWN = (("mlp", name) for name in ("up", "gate", "down"))
-_EMBEDDING, _POSITIONS = (("decoder", "embedding"),), (("decoder", "positions"),)
-_FINAL = ("decoder", "norm")
-_OUTPUT = {"hf": "lm_head.weight", "gguf": "output.weight"}
-
-
-def _gpt2(embedding, positions, final, norms, maps, transposed):
-    """The table of GPT-2; `maps` are query-key-value, attention's output, up and down."""
-    parts = ((_QUERY, _KEY, _VALUE), (_OUT,), (_UP,), (_DOWN,))
-    tops = [(embedding, _EMBEDDING, False), (positions, _POSITIONS, False), *_norms({final: _FINAL}, True)]
-    blocks = _norms(dict(zip(norms, (("attention_norm",), ("mlp_norm",)), strict=True)), True)
-    return tops, blocks + _maps(dict(zip(maps, parts, strict=True)), transposed, True)
-
-
-def _llama(embedding, final, norms, maps):
-    """The table of LLaMA; `maps` are query, key, value, output, gate, up and down."""
-    parts = ((_QUERY,), (_KEY,), (_VALUE,), (_OUT,), (_GATE,), (_UP,), (_DOWN,))
-    tops = [(embedding, _EMBEDDING, False), *_norms({final: _FINAL}, False)]
-    blocks = _norms(dict(zip(norms, (("attention_norm",), ("mlp_norm",)), strict=True)), False)
-    return tops, blocks + _maps(dict(zip(maps, parts, strict=True)), True, False)
-
-
-def _named(prefix: str, names: str) -> list[str]:
-    return [prefix + name for name in names.split()]
-
-
-_TABLES = {
-    # transformers' Conv1D kernels are [inputs, outputs] like ours.
-    ("gpt2", "hf"): _gpt2(
-        "transformer.wte.weight",
-        "transformer.wpe.weight",
-        "transformer.ln_f",
-        _named("transformer.h.{}.", "ln_1 ln_2"),
-        _named("transformer.h.{}.", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj"),
-        transposed=False,
-    ),
-    ("gpt2", "gguf"): _gpt2(
-        "token_embd.weight",
-        "position_embd.weight",
-        "output_norm",
-        _named("blk.{}.", "attn_norm ffn_norm"),
-        _named("blk.{}.", "attn_qkv attn_output ffn_up ffn_down"),
-        transposed=True,
-    ),
-    ("llama", "hf"): _llama(
-        "model.embed_tokens.weight",
-        "model.norm",
-        _named("model.layers.{}.", "input_layernorm post_attention_layernorm"),
-        _named("model.layers.{}.self_attn.", "q_proj k_proj v_proj o_proj")
-        + _named("model.layers.{}.mlp.", "gate_proj up_proj down_proj"),
-    ),
-    ("llama", "gguf"): _llama(
-        "token_embd.weight",
-        "output_norm",
-        _named("blk.{}.", "attn_norm ffn_norm"),
-        _named("blk.{}.", "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down"),
-    ),
-}

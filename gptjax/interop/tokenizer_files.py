@@ -1,10 +1,17 @@
-"""The tokenizer's files of a Hugging Face folder."""
+"""The tokenizer's files of a Hugging Face folder, read and written."""
 
 import json
 from pathlib import Path
 
-from gptjax.data.byte_level import IM_END, IM_START, ByteLevelTokenizer
+from gptjax.data.byte_level import IM_END, IM_START, ByteLevelTokenizer, from_vocab_and_merges
+from gptjax.data.quality import DataError
+from gptjax.data.sentencepieces import SentencePieceTokenizer, published
+from gptjax.data.tokenizer_json import read_bounded
 from gptjax.data.tokenizers import SPACE_MARK, Tokenizer
+from gptjax.data.word_bpe import END_OF_WORD, WordBpeTokenizer, marks_words
+from gptjax.data.wordpiece import WordPieceTokenizer, is_wordpiece
+from gptjax.interop.safetensors import read_json
+from gptjax.stages.handover import AnyTokenizer
 
 _MESSAGES = (
     "{% for message in messages %}"
@@ -13,26 +20,77 @@ _MESSAGES = (
 )
 
 
-def write_tokenizer(
-    folder: Path, tokenizer: Tokenizer | ByteLevelTokenizer, context_length: int, system_message: str
-) -> None:
+def read_tokenizer(folder: Path) -> AnyTokenizer:
+    """The tokenizer of a folder.
+
+    `tokenizer.model` with what `added_tokens.json` adds, where it is SentencePiece's; else `tokenizer.json`,
+    `vocab.txt`, or `vocab.json` and `merges.txt`, whichever is there first.
+
+    Raises:
+        DataError: there is none, or one of another kind.
+    """
+    pieces, whole = folder / "tokenizer.model", folder / "tokenizer.json"
+    if pieces.is_file():
+        added = folder / "added_tokens.json"
+        try:
+            return published(read_bounded(pieces), read_json(added) if added.is_file() else {})
+        except DataError as error:
+            if not whole.is_file():
+                raise DataError(f"{pieces}: {error}") from error
+    if whole.is_file():
+        return _of_json(whole)
+    if (folder / "vocab.txt").is_file():
+        settings = _settings(folder)
+        lower, accents = settings.get("do_lower_case", True), settings.get("strip_accents")
+        return WordPieceTokenizer.from_vocab(folder / "vocab.txt", lower_case=lower, strip_accents=accents)
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if vocab.is_file() and merges.is_file():
+        found = read_json(vocab)
+        if any(piece.endswith(END_OF_WORD) for piece in found):
+            return WordBpeTokenizer.from_vocab_and_merges(found, merges)
+        return from_vocab_and_merges(found, merges)
+    raise DataError(f"{folder} holds no tokenizer.json: copy it from where the model comes from")
+
+
+def _of_json(path: Path) -> ByteLevelTokenizer | WordPieceTokenizer | WordBpeTokenizer:
+    content = read_bounded(path)
+    if is_wordpiece(content):
+        return WordPieceTokenizer.load(path)
+    return WordBpeTokenizer.load(path) if marks_words(content) else ByteLevelTokenizer.load(path)
+
+
+def _settings(folder: Path) -> dict:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def write_tokenizer(folder: Path, tokenizer: AnyTokenizer, context_length: int, system_message: str) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json`, and `tokenizer.model` where the tokenizer is one.
 
     `tokenizer.json` is what `transformers` reads; there typed special pieces are special.
     """
-    if isinstance(tokenizer, Tokenizer):
-        tokenizer.save(folder / tokenizer.file_name)
-        content = json.dumps(sentencepiece_json(tokenizer), ensure_ascii=False)
-        (folder / "tokenizer.json").write_text(content, "utf-8")
-    else:
-        tokenizer.save(folder / "tokenizer.json")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
-        "eos_token": tokenizer.piece(tokenizer.end_of_text_id),
         "pad_token": tokenizer.piece(tokenizer.pad_id),
     }
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.save(folder / tokenizer.file_name)
+        content = json.dumps(sentencepiece_json(tokenizer), ensure_ascii=False)
+        (folder / "tokenizer.json").write_text(content, "utf-8")
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        tokenizer.save(folder / "tokenizer.model")
+        settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": False}
+    else:
+        tokenizer.save(folder / "tokenizer.json")
+    if isinstance(tokenizer, WordPieceTokenizer):
+        specials = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+        settings |= {f"{name}_token": piece for name, piece in specials.items()}
+    elif isinstance(tokenizer, WordBpeTokenizer):
+        settings["unk_token"] = tokenizer.piece(tokenizer.unknown_id)
+    else:
+        settings["eos_token"] = tokenizer.piece(tokenizer.end_of_text_id)
     if tokenizer.chatml:
         settings["chat_template"] = chat_template(system_message)
     text = json.dumps(settings, indent=2, ensure_ascii=False)
@@ -63,13 +121,19 @@ def sentencepiece_json(tokenizer: Tokenizer) -> dict:
         found.sort(key=lambda pair: (normal[pair[0]][1], normal[pair[1]][1]))
         merges += [(-score, *pair) for pair in found]
     merges.sort(key=lambda merge: merge[0])
-    entry = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-    special = {id: piece for id, (piece, _, kind) in enumerate(pieces) if kind == "control"}
+    entry = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    # Pieces that are cut out first are found in the text as it is, where spaces are spaces.
+    written = [piece.replace(SPACE_MARK, " ") if kind == "user" else piece for piece, _, kind in pieces]
+    added = [
+        entry | {"id": id, "content": written[id], "special": kind == "control"}
+        for id, (_, _, kind) in enumerate(pieces)
+        if kind in ("control", "user")
+    ]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [entry | {"id": id, "content": piece} for id, piece in special.items()],
+        "added_tokens": added,
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK},
         "pre_tokenizer": None,
         "post_processor": None,
@@ -85,7 +149,7 @@ def sentencepiece_json(tokenizer: Tokenizer) -> dict:
             "type": "BPE",
             "unk_token": pieces[1][0],
             "byte_fallback": True,
-            "vocab": {piece: id for id, (piece, _, _) in enumerate(pieces)},
+            "vocab": {piece: id for id, piece in enumerate(written)},
             "merges": [list(pair) for _, *pair in merges],
         },
     }

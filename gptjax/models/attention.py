@@ -50,6 +50,26 @@ def segment_mask(queries_BxL: jax.Array, keys_BxS: jax.Array) -> jax.Array:
     return queries_BxL[:, None, :, None] == keys_BxS[:, None, None, :]
 
 
+def prefix_mask(prefix_BxL: jax.Array, segment_ids_BxL: jax.Array | None = None) -> jax.Array:
+    """The mask of a prefix language model: all see the prefix, what follows it is causal.
+
+    Query i sees key j of its own segment if j belongs to the prefix, or if i does not and `j <= i`; a prefix
+    never sees what follows (Du et al. 2021, arXiv 2103.10360, section 2.1).
+
+    Args:
+        prefix_BxL: bool `[B, L]`, whether a token belongs to the prefix of its segment.
+        segment_ids_BxL: as in `causal_mask`.
+
+    Returns:
+        bool `[B, 1, L, L]`; axes are query, key.
+    """
+    queries_Bx1xLx1, keys_Bx1x1xL = prefix_BxL[:, None, :, None], prefix_BxL[:, None, None, :]
+    visible = keys_Bx1x1xL | (~queries_Bx1xLx1 & causal_mask(prefix_BxL.shape[1]))
+    if segment_ids_BxL is None:
+        return visible
+    return visible & segment_mask(segment_ids_BxL, segment_ids_BxL)
+
+
 def reference_attention(q_BxHxLxC, k_BxKxSxC, v_BxKxSxC, mask, dtype):
     """`softmax(q k^T / sqrt(C) + mask) v`, the softmax in float32 (Vaswani et al. 2017, section 3.2.1).
 
@@ -114,9 +134,9 @@ class Attention(nnx.Module):
         into, kv_width = partial(linear, c.width, std=c.init_std), c.key_heads * c.head_size
         self.query = into(c.heads * c.head_size, axes=("embed", "heads"))
         self.key = into(kv_width, axes=("embed", "kv_heads"))
-        self.value = into(kv_width, axes=("embed", "kv_heads"))
-        out_std = c.residual_init_std
-        self.output = linear(c.heads * c.head_size, c.width, axes=("heads", "embed"), std=out_std)
+        self.value = into(kv_width, axes=("embed", "kv_heads"), gain=c.deep_gain)
+        out = {"std": c.residual_init_std, "gain": c.deep_gain}
+        self.output = linear(c.heads * c.head_size, c.width, axes=("heads", "embed"), **out)
 
     def __call__(self, x_BxLxD, mask, rotation=None, cache=None, slot=None, *, memory=None, band=None):
         """Attend from every position of x to the keys `mask` allows.

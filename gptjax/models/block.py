@@ -36,6 +36,8 @@ class BlockConfig(Protocol):
     dropout: float
     init_std: float | None
     residual_init_std: float | None
+    residual_scale: float
+    deep_gain: float
     attention: str
     compute_dtype: str
 
@@ -57,6 +59,20 @@ class Derived:
     def inner_width(self) -> int:
         """F: 4 D where `mlp_width` is None."""
         return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+    @property
+    def residual_scale(self) -> float:
+        """What the residual stream is multiplied with before a sublayer is added to it."""
+        return 1.0
+
+    @property
+    def deep_gain(self) -> float:
+        """What the initial weights of values, attention outputs and feed-forward maps are multiplied with."""
+        return 1.0
+
+    def band(self, layer: int) -> int | None:
+        """How many keys a query of the layer reaches back; None is all."""
+        return None
 
     def check_heads(self) -> None:
         """Raises ValueError when the heads do not divide the width."""
@@ -82,22 +98,26 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
     return jax.nn.gelu(x, approximate=activation == "gelu")
 
 
+# Activations of the gate of a gated feed-forward network (Shazeer 2020, section 2).
+GATES = {"swiglu": jax.nn.silu, "geglu": partial(activate, activation="gelu")}
+
+
 class MLP(nnx.Module):
-    """`down(activation(up(x)))`, or for SwiGLU `down(silu(gate(x)) * up(x))` (Shazeer 2020)."""
+    """`down(activation(up(x)))`, or gated, `down(activation(gate(x)) * up(x))`: see `GATES`."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         c = config
         self.activation = c.activation
-        linear = partial(Linear, bias=c.bias, dtype=c.compute_dtype, rngs=rngs)
+        linear = partial(Linear, bias=c.bias, dtype=c.compute_dtype, rngs=rngs, gain=c.deep_gain)
         enter = partial(linear, c.width, c.inner_width, axes=("embed", "mlp"), std=c.init_std)
         self.up = enter()
-        self.gate = enter() if c.activation == "swiglu" else None
+        self.gate = enter() if c.activation in GATES else None
         self.down = linear(c.inner_width, c.width, axes=("mlp", "embed"), std=c.residual_init_std)
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         h_BxLxF = self.up(x_BxLxD)
         if self.gate is not None:
-            h_BxLxF = jax.nn.silu(self.gate(x_BxLxD)) * h_BxLxF
+            h_BxLxF = GATES[self.activation](self.gate(x_BxLxD)) * h_BxLxF
         else:
             h_BxLxF = activate(h_BxLxF, self.activation)
         return self.down(h_BxLxF)
@@ -108,10 +128,12 @@ class Block(nnx.Module):
 
     Pre-norm: `x += attention(norm(x)); x += mlp(norm(x))` (Radford et al. 2019, section 2.3).
     Post-norm: `x = norm(x + attention(x)); x = norm(x + mlp(x))` (Vaswani et al. 2017, section 3.1).
+    DeepNorm is post-norm with `residual_scale * x` in place of x in the sums (Wang et al. 2022, section 3).
     """
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
         self.dropout, self.norm_place = config.dropout, config.norm_place
+        self.residual_scale = config.residual_scale
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, rngs)
         self.mlp_norm = make_norm(config)
@@ -122,10 +144,10 @@ class Block(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         entering = before(self.norm_place, self.attention_norm, x_BxLxD)
         attended, cache = self.attention(entering, mask, rotation, cache, slot, band=band)
-        x_BxLxD = x_BxLxD + dropout(attended, self.dropout, keys[0])
+        x_BxLxD = self.residual_scale * x_BxLxD + dropout(attended, self.dropout, keys[0])
         x_BxLxD = after(self.norm_place, self.attention_norm, x_BxLxD)
         mapped = self.mlp(before(self.norm_place, self.mlp_norm, x_BxLxD))
-        x_BxLxD = x_BxLxD + dropout(mapped, self.dropout, keys[1])
+        x_BxLxD = self.residual_scale * x_BxLxD + dropout(mapped, self.dropout, keys[1])
         x_BxLxD = after(self.norm_place, self.mlp_norm, x_BxLxD)
         return constrain(x_BxLxD, ("batch", "length", None)), cache
 

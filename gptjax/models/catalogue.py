@@ -1,16 +1,18 @@
 """What the published models need: parameters, and memory for weights, training and the key/value cache.
 
-Everything is derived from the declared shapes; no parameter is ever made.
+`assets/models.json` keeps what the declared shapes say, so that asking needs no JAX; a test derives it anew.
+`python -m gptjax.models.catalogue` writes it after a change of the families.
 """
 
+import json
 from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
 
 from gptjax.config import ConfigError, nearest
-from gptjax.models.families import FAMILIES
-from gptjax.models.functional import ModelDefinition
-from gptjax.models.quantization import WEIGHT_FORMATS, quantized_bytes, tree_bytes
 
-FORMATS = ("float32", "bfloat16", *WEIGHT_FORMATS)
+FORMATS = ("float32", "bfloat16", "int8", "int4")
+STORED = resources.files("gptjax.assets") / "models.json"
 NOTE = """Sizes are of numbers alone, 1 GB = 10^9 bytes.
 int8, int4: linear maps with a scale per output; embeddings, output matrices, norms and biases in float32.
 training: weights, gradient and AdamW's two moments in float32; activations come on top.
@@ -18,16 +20,20 @@ cache: keys and values of one sequence of full context in bfloat16."""
 
 
 def entry(family: str, size: str) -> dict:
-    """One published model.
+    """One published model, from its declared shapes; no parameter is made.
 
     Args:
         family: key of `FAMILIES`.
         size: one of its sizes.
 
     Returns:
-        `family, size, layers, width, context` (tokens), `parameters`, and in bytes `weights` by format,
-        `training` and `cache`, which is None for a model that is not a decoder alone.
+        `family, title, size, layers, width, context` (tokens), `parameters`, and in bytes `weights` by
+        format, `training` and `cache`, which is None for a model that is not a decoder alone.
     """
+    from gptjax.models.families import FAMILIES
+    from gptjax.models.functional import ModelDefinition
+    from gptjax.models.quantization import WEIGHT_FORMATS, quantized_bytes, tree_bytes
+
     declared = FAMILIES[family]
     config = declared.make(size)
     definition = ModelDefinition(declared.model, config)
@@ -36,6 +42,7 @@ def entry(family: str, size: str) -> dict:
     weights |= {name: quantized_bytes(abstract, small) for name, small in WEIGHT_FORMATS.items()}
     return {
         "family": family,
+        "title": declared.title,
         "size": size,
         "layers": config.layers,
         "width": config.width,
@@ -52,20 +59,30 @@ def cache_bytes(config, slots: int) -> int:
     return 2 * config.layers * config.key_heads * config.head_size * slots * 2
 
 
+def derive() -> list[dict]:
+    """Every size of every family."""
+    from gptjax.models.families import FAMILIES
+
+    return [entry(name, size) for name, family in FAMILIES.items() for size in family.sizes]
+
+
 def catalogue(families: Iterable[str] = ()) -> list[dict]:
-    """Every size of the named families, or of all.
+    """Every size of the named families, or of all, as stored.
 
     Raises:
         ConfigError: no such family.
     """
-    families = list(families) or list(FAMILIES)
+    stored: dict[str, list[dict]] = {}
+    for found in json.loads(STORED.read_text("utf-8")):
+        stored.setdefault(found["family"], []).append(found)
+    families = list(families) or list(stored)
     for name in families:
-        if name not in FAMILIES:
+        if name not in stored:
             raise ConfigError(
-                f"there is no family '{name}': the nearest is '{nearest(name, FAMILIES)}' of "
-                f"{', '.join(FAMILIES)}"
+                f"there is no family '{name}': the nearest is '{nearest(name, stored)}' of "
+                f"{', '.join(stored)}"
             )
-    return [entry(name, size) for name in families for size in FAMILIES[name].sizes]
+    return [found for name in families for found in stored[name]]
 
 
 def catalogue_text(entries: list[dict]) -> str:
@@ -73,7 +90,7 @@ def catalogue_text(entries: list[dict]) -> str:
     head = ["family", "size", "parameters", "context", *FORMATS, "training", "cache"]
     rows = [
         [
-            FAMILIES[e["family"]].title,
+            e["title"],
             e["size"],
             f"{e['parameters']:,}",
             f"{e['context']:,}",
@@ -99,3 +116,8 @@ def _amount(count: int) -> str:
     while value >= 999.5:
         value, units = value / 1000, units[1:]
     return f"{value:#.3g}".rstrip(".") + f" {units[0]}"
+
+
+if __name__ == "__main__":
+    lines = ",\n".join(json.dumps(found) for found in derive())
+    Path(str(STORED)).write_text(f"[\n{lines}\n]\n", "utf-8")

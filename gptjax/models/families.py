@@ -12,6 +12,7 @@ from typing import Any
 from gptjax.config import ConfigError
 from gptjax.models.encoder import EncoderConfig
 from gptjax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from gptjax.models.glm import GLM, GLMConfig
 from gptjax.models.heads import LanguageModel, MaskedLanguageModel
 from gptjax.models.rotary import RotaryScaling
 from gptjax.models.transformer import DecoderConfig
@@ -64,6 +65,15 @@ _LLAMA3 = {
     "70B": (80, 8192, 64, 28672),
     "405B": (126, 16384, 128, 53248),
 }
+
+# name: (layers, width, heads, context, vocabulary)
+_GLM = {
+    "110M": (12, 768, 12, 512, 30_522),
+    "335M": (24, 1024, 16, 512, 30_522),
+    "10B": (48, 4096, 64, 1024, 50_257),
+}
+_GLM130B = {"130B": (70, 12288, 96, 32768)}
+_CHATGLM = {"6B": (28, 4096, 32, 16384)}
 
 
 def transformer(size: str, **changes) -> EncoderDecoderConfig:
@@ -218,6 +228,46 @@ def llama31(size: str, **changes) -> DecoderConfig:
     return llama3(size, **{"context_length": 131_072, "rotary_scaling": RotaryScaling()} | changes)
 
 
+def glm(size: str, **changes) -> GLMConfig:
+    """GLM (Du et al. 2021, arXiv 2103.10360): "110M" (Base), "335M" (Large) or "10B".
+
+    Vocabularies are those of the tokenizers, BERT's uncased or GPT-2's; ids that mark blanks are more rows.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    layers, width, heads, context, vocabulary = _look_up("GLM", _GLM, size)
+    shape = {"layers": layers, "width": width, "heads": heads, "context_length": context}
+    return GLMConfig(**shape | {"vocab_size": vocabulary, "dropout": 0.1} | changes)
+
+
+def glm130b(size: str = "130B", **changes) -> GLMConfig:
+    """GLM-130B (Zeng et al. 2022, arXiv 2210.02414): "130B".
+
+    Raises:
+        ConfigError: no such size.
+    """
+    style = {"positions": "rotary", "activation": "geglu", "embedding_gradient": 0.1, "dropout": 0.1}
+    sizes = _look_up("GLM-130B", _GLM130B, size)
+    return _deep_glm(sizes, {"vocab_size": 150_528} | style | changes)
+
+
+def chatglm(size: str = "6B", **changes) -> GLMConfig:
+    """ChatGLM-6B in version 1.1, without the first one's image tokens: "6B", of 6,173,286,400 parameters.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    style = {"vocab_size": 130_528, "positions": "rotary_2d"}
+    return _deep_glm(_look_up("ChatGLM", _CHATGLM, size), style | changes)
+
+
+def _deep_glm(sizes, fields) -> GLMConfig:
+    layers, width, heads, mlp_width = sizes
+    shape = {"layers": layers, "width": width, "heads": heads, "mlp_width": mlp_width}
+    return GLMConfig(**shape | {"context_length": 2048, "deep_norm": True} | fields)
+
+
 def _llama_style(family, sizes, size, fields) -> DecoderConfig:
     layers, width, heads, mlp_width = _look_up(family, sizes, size)
     shape = {"layers": layers, "width": width, "heads": heads, "mlp_width": mlp_width}
@@ -260,4 +310,7 @@ FAMILIES = {
     "llama2": Family("Llama 2", llama2, tuple(_LLAMA2)),
     "llama3": Family("Llama 3", llama3, tuple(_LLAMA3)),
     "llama31": Family("Llama 3.1", llama31, tuple(_LLAMA3)),
+    "glm": Family("GLM", glm, tuple(_GLM), GLM),
+    "glm130b": Family("GLM-130B", glm130b, tuple(_GLM130B), GLM),
+    "chatglm": Family("ChatGLM", chatglm, tuple(_CHATGLM), GLM),
 }

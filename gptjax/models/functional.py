@@ -111,8 +111,8 @@ def matmul_flops_per_token(definition: ModelDefinition, length: int) -> float:
     of `length` (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B); a banded layer's context
     is its band.
     """
-    config, decoder = definition.config, definition.abstract["decoder"]
-    looked_up = decoder["positions"].size if "positions" in decoder else 0
+    config, decoder = definition.config, definition.abstract.get("decoder", definition.abstract)
+    looked_up = sum(decoder[name].size for name in ("positions", "block_positions") if name in decoder)
     # A tied embedding is multiplied once, as the output matrix; a scalar model has no such matrix.
     if not config.tied or "head" in definition.abstract:
         looked_up += decoder["embedding"].size

@@ -1,4 +1,4 @@
-"""Models with a purpose: a language model, a scalar model (reward or value), a masked language model.
+"""Models with a purpose: a language model, a scalar model (reward or value), an encoder, BERT's heads.
 
 Legend: B batch, L length, D model width, V vocabulary.
 """
@@ -63,6 +63,18 @@ class ScalarModel(nnx.Module):
         """One float32 scalar per position, `[B, L]`; keyword arguments as `Decoder`'s."""
         hidden_BxLxD = self.decoder(tokens_BxL, **kwargs)
         return jnp.squeeze(matmul(hidden_BxLxD, self.head[...], "float32"), -1) + self.bias[...]
+
+
+class EncoderModel(nnx.Module):
+    """An encoder without a head, whose hidden states are what is wanted of it, as in sentence embeddings."""
+
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs)
+
+    def __call__(self, tokens_BxL, **kwargs) -> jax.Array:
+        """Hidden states float32 `[B, L, D]`; keyword arguments as `Encoder`'s."""
+        return self.encoder(tokens_BxL, **kwargs)
 
 
 class MaskedLanguageModel(nnx.Module):

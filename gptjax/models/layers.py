@@ -27,13 +27,13 @@ def constant_param(shape: tuple[int, ...], axes: tuple[str, ...], value: float) 
 class Linear(nnx.Module):
     """`y = x W + b` with operands in `dtype` and a float32 result; W may be quantised.
 
-    W starts from N(0, std^2); a std of None is Xavier's, `sqrt(2 / (I + O))` (Glorot and Bengio 2010).
+    W starts from N(0, (gain std)^2); a std of None is Xavier's, `sqrt(2 / (I + O))` (Glorot and Bengio 2010).
     """
 
-    def __init__(self, inputs, outputs, *, axes, std, bias, dtype, rngs):
+    def __init__(self, inputs, outputs, *, axes, std, bias, dtype, rngs, gain=1.0):
         self.dtype = dtype
         std = (2 / (inputs + outputs)) ** 0.5 if std is None else std
-        self.kernel = normal_param(rngs, (inputs, outputs), axes, std)
+        self.kernel = normal_param(rngs, (inputs, outputs), axes, gain * std)
         self.bias = constant_param((outputs,), axes[1:], 0.0) if bias else None
 
     def __call__(self, x_BxLxI: jax.Array) -> jax.Array:

@@ -70,6 +70,21 @@ def rotary_angles(
     return jnp.cos(angles), jnp.sin(angles)
 
 
+def rotary_angles_2d(positions_BxLx2: jax.Array, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """`rotary_angles` of two positions, each for one half of a head's channels (ChatGLM-6B).
+
+    Args:
+        positions_BxLx2: int32 `[B, L, 2]`.
+        head_size: C, a multiple of 4; the wavelengths are those of heads of C / 2.
+        theta: as in `rotary_angles`.
+
+    Returns:
+        two float32 arrays `[B, L, C / 2]` for `apply_rotary` with the pairing "quarters".
+    """
+    cos, sin = rotary_angles(positions_BxLx2, head_size // 2, theta)
+    return tuple(x.reshape(*x.shape[:-2], head_size // 2) for x in (cos, sin))
+
+
 def apply_rotary(
     x_BxHxLxC: jax.Array, cos_BxLxC2: jax.Array, sin_BxLxC2: jax.Array, pairing: str
 ) -> jax.Array:
@@ -79,16 +94,19 @@ def apply_rotary(
         x_BxHxLxC: queries or keys.
         cos_BxLxC2, sin_BxLxC2: from `rotary_angles`.
         pairing: "half" pairs channel i with i + C/2 (Hugging Face's LLaMA); "interleaved" pairs 2i with
-            2i + 1 (the paper, GGUF). The two differ by a fixed permutation of the channels.
+            2i + 1 (the paper, GGUF). The two differ by a fixed permutation of the channels. "quarters" is
+            "half" within each half of the channels (ChatGLM's two positions).
 
     Returns:
         float32 `[B, H, L, C]`.
     """
     cos, sin = cos_BxLxC2[:, None], sin_BxLxC2[:, None]
     x = x_BxHxLxC.astype(jnp.float32)
-    if pairing == "half":
+    if pairing == "quarters":
+        x, cos, sin = (y.reshape(*y.shape[:-1], 2, -1) for y in (x, cos, sin))
+    if pairing in ("half", "quarters"):
         a, b = jnp.split(x, 2, axis=-1)
-        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x_BxHxLxC.shape)
     a, b = x[..., 0::2], x[..., 1::2]
     return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
 

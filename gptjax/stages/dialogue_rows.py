@@ -44,12 +44,16 @@ def fit(ids: list[int], mask: list[int], length: int, cut_reply: bool) -> Exampl
 
 
 def encode_dialogues(
-    dialogues: list[tuple[Messages, Origin | None]], tokenizer: Tokenizer, length: int, source: str
+    dialogues: list[tuple[Messages, Origin | None]],
+    tokenizer: Tokenizer,
+    length: int,
+    source: str,
+    cut_long: bool = False,
 ) -> tuple[list[Example], list[Messages], str]:
     """ChatML ids and loss masks of the dialogues that fit into `length` + 1 ids, and these dialogues.
 
     A dialogue of a file of which no reply fits whole is a bad row; of a bundled one, which nobody can mend,
-    the first reply is cut.
+    the first reply is cut. With `cut_long` so it is of files, and what has no room for any of it is left out.
 
     Returns:
         examples, their dialogues, and a sentence that counts them, those that were cut and the bad rows.
@@ -57,10 +61,13 @@ def encode_dialogues(
     Raises:
         DataError: more than 0.1 % are longer than the context; the message names files and lines.
     """
-    bad_rows, examples, kept, cut = BadRows(), [], [], 0
+    bad_rows, examples, kept, cut, left_out = BadRows(), [], [], 0, 0
     for number, (messages, origin) in enumerate(dialogues, 1):
         ids, mask = render_dialogue(messages, tokenizer)
-        example = fit(ids, mask, length, cut_reply=origin is None)
+        example = fit(ids, mask, length, cut_reply=cut_long or origin is None)
+        if example is None and cut_long:
+            left_out += 1
+            continue
         if example is None:
             bad_rows.add("longer than the context", *(origin or (source, number)))
             continue
@@ -69,7 +76,8 @@ def encode_dialogues(
         kept.append(messages)
         cut += sum(example[1]) < sum(mask)
     bad_rows.check()
-    return examples, kept, f"{len(examples)} dialogues, {cut} cut to fit, {bad_rows.summary()}"
+    without = f"{left_out} left out without room for a reply, " if cut_long else ""
+    return examples, kept, f"{len(examples)} dialogues, {cut} cut to fit, {without}{bad_rows.summary()}"
 
 
 def encode_copies(
@@ -99,8 +107,11 @@ def dialogue_rows(
     length: int,
     seed: int,
     rewordings: int = 0,
+    cut_long: bool = False,
 ) -> dict[str, Rows]:
     """Source -> its dialogues packed into rows, those of people joined by `rewordings` noisy copies.
+
+    `cut_long` is as in `encode_dialogues`.
 
     Prints a line per source: what was read, left out, cut and made.
 
@@ -111,9 +122,9 @@ def dialogue_rows(
     for source in sources:
         bad_rows = BadRows()
         dialogues = read_source(source, split, bad_rows, seed)
-        examples, kept, counted = encode_dialogues(dialogues, tokenizer, length, source)
+        examples, kept, counted = encode_dialogues(dialogues, tokenizer, length, source, cut_long)
         copies = 0 if source == "ratings" else rewordings
-        bundled = dialogues[0][1] is None
+        bundled = cut_long or dialogues[0][1] is None
         more, made = encode_copies(kept, tokenizer, length, copies, seed, bundled)
         print(f"{stage}: {source} ({split}): {read_line(bad_rows)}{counted}{made}", flush=True)
         rows[source] = select(pack_examples(examples + more, length + 1, tokenizer.pad_id), PACKED)

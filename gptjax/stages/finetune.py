@@ -23,6 +23,7 @@ from gptjax.ranges import BelowOne, Count, Natural, Seed, SomeWeights, Weights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.adapters import make_adapted_step, merged, save_adapters
+from gptjax.stages.comparison import first_turns, greedy_replies, write_comparison
 from gptjax.stages.dialogue_rows import dialogue_rows, text_name, text_rows
 from gptjax.stages.handover import check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
@@ -45,6 +46,9 @@ class FinetuneConfig:
         text: source -> weight of plain text mixed in, as in pretraining, so that less of it is forgotten
             (InstructGPT: 10 % before PPO).
         rewordings: noisy copies of each dialogue that join it (`data/rewording.py`); not of ratings.
+        samples: held-out dialogues whose greedy replies before and after are written to `samples.jsonl`; the
+            loss before is measured too.
+        cut_long: a reply that does not fit into a row is cut at its end, as in Alpaca; else it is a bad row.
         lora: train low-rank adapters of the base alone, see `LoraConfig`; None trains every parameter.
         optimizer, mesh: see their classes.
         dropout: rate during fine-tuning (InstructGPT: 0.2 on residuals).
@@ -56,6 +60,8 @@ class FinetuneConfig:
     dialogues: SomeWeights
     text: Weights = Field(default_factory=dict)
     rewordings: Natural = 0
+    samples: Natural = 0
+    cut_long: bool = False
     lora: LoraConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -100,7 +106,7 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
     check_fit({"length": config.length}, {config.base: base})
     adapters = None if config.lora is None else LoraDefinition(base.definition, config.lora)
     layout = {"tokenizer": base.tokenizer, "length": config.length}
-    named = {"stage": "finetune", "seed": config.seed}
+    named = {"stage": "finetune", "seed": config.seed, "cut_long": config.cut_long}
     rows = dialogue_rows(config.dialogues, "train", rewordings=config.rewordings, **named, **layout)
     heldout = dialogue_rows(config.dialogues, "heldout", **named, **layout)
     weights = config.dialogues | {text_name(source): weight for source, weight in config.text.items()}
@@ -108,12 +114,20 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
 
     model_config = dataclasses.replace(base.definition.config, dropout=config.dropout)
     definition = ModelDefinition(LanguageModel, model_config)
+    sum_loss = make_sum_loss(definition)
+
+    def measured(params):
+        return {n: mean_loss(sum_loss, params, source, config.batch_size) for n, source in heldout.items()}
+
+    turns = first_turns(config.dialogues, config.samples, config.seed, base)
+    # Now, because the first update gives the base's memory away.
+    before = {"heldout_before": measured(base.params)} if turns else {}
+    replies = greedy_replies(base, base.params, turns)
     state, step = start_training(config, base, definition, adapters, mesh)
 
     def batch_at(number):
         return place(mixture.batch_at(number, jax.process_index(), jax.process_count()), mesh)
 
-    sum_loss = make_sum_loss(definition)
     tokens_per_step = config.batch_size * config.length
     settings = LoopSettings(
         stage="finetune",
@@ -131,13 +145,13 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
     state = run_loop(state, step, batch_at, stage_key(config.seed, "finetune"), settings)
 
     params = merged(base.params, state.params, config.lora) if adapters else state.params
-    figures = {
-        name: mean_loss(sum_loss, params, source, config.batch_size) for name, source in heldout.items()
-    }
+    figures = measured(params)
     for name, loss in figures.items():
         print(f"finetune: held-out {name}: {loss:.3f} nats per assistant token", flush=True)
+    if turns:
+        write_comparison(folder, turns, replies, greedy_replies(base, params, turns))
     if adapters:
         save_adapters(folder, config.lora, state.params, base)
     save_model(folder, "language", base.definition.config, params, base.tokenizer)
     seconds, tokens = time.monotonic() - started, config.steps * tokens_per_step
-    mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})
+    mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures} | before)

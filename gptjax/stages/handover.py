@@ -12,17 +12,41 @@ import numpy as np
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.byte_level import ByteLevelTokenizer
+from gptjax.data.sentencepieces import SentencePieceTokenizer
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.word_bpe import WordBpeTokenizer
+from gptjax.data.wordpiece import WordPieceTokenizer
+from gptjax.models.classifier import Classifier
 from gptjax.models.encoder_decoder import EncoderDecoder
 from gptjax.models.functional import ModelDefinition, Params
-from gptjax.models.heads import LanguageModel, ScalarModel
+from gptjax.models.glm import GLM
+from gptjax.models.heads import EncoderModel, LanguageModel, MaskedLanguageModel, ScalarModel
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
 
-KINDS = {"language": LanguageModel, "scalar": ScalarModel, "translation": EncoderDecoder}
+KINDS = {
+    "language": LanguageModel,
+    "scalar": ScalarModel,
+    "masked": MaskedLanguageModel,
+    "encoder": EncoderModel,
+    "classifier": Classifier,
+    "translation": EncoderDecoder,
+    "glm": GLM,
+}
+# What to name where a model of the kind is needed.
+MAKERS = {
+    "language": "a pretrained or fine-tuned model",
+    "scalar": "a reward model",
+    "masked": "a masked language model",
+    "encoder": "an encoder",
+    "classifier": "a classifier",
+    "translation": "a translator",
+    "glm": "a model pretrained on blanks",
+}
 # A model folder holds one of their files.
-TOKENIZERS = (Tokenizer, ByteLevelTokenizer)
+TOKENIZERS = (Tokenizer, ByteLevelTokenizer, SentencePieceTokenizer, WordPieceTokenizer, WordBpeTokenizer)
+AnyTokenizer = Tokenizer | ByteLevelTokenizer | SentencePieceTokenizer | WordPieceTokenizer | WordBpeTokenizer
 
 
 @dataclass(frozen=True)
@@ -39,7 +63,7 @@ class TrainedModel:
 
     definition: ModelDefinition
     params: Params
-    tokenizer: Tokenizer | ByteLevelTokenizer
+    tokenizer: AnyTokenizer
     digest: str
     system_message: str = ""
 
@@ -59,14 +83,14 @@ def save_model(
     kind: str,
     config,
     params: Params,
-    tokenizer: Tokenizer | ByteLevelTokenizer,
+    tokenizer: AnyTokenizer,
     system_message: str = "",
 ) -> None:
     """Writes `folder/model/` with `params/`, the tokenizer and `model.json`; the last makes it valid.
 
     Args:
         folder: a stage's run folder.
-        kind: a key of `KINDS`.
+        kind: one of `KINDS`.
         config: the model's configuration.
         params: parameters to keep.
         tokenizer: stored beside them, its hash in `model.json`.
@@ -133,7 +157,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     Args:
         folder: a stage's run folder.
         mesh: from `make_mesh`.
-        kind: a key of `KINDS`; None takes any.
+        kind: one of `KINDS`; None takes any.
 
     Raises:
         ConfigError: there is no finished model, it is of another kind, or its tokenizer is not the one it was
@@ -150,7 +174,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     if kind not in (None, facts["kind"]):
         raise ConfigError(
             f"{folder} holds a {facts['kind']} model where a {kind} model is needed: name the run folder of "
-            + ("a reward model" if kind == "scalar" else "a pretrained or fine-tuned model")
+            + MAKERS[kind]
         )
     tokenizer = load_tokenizer(source)
     if tokenizer.hash != facts["tokenizer_hash"]:
@@ -169,7 +193,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
     return TrainedModel(definition, params, tokenizer, facts["digest"], facts.get("system_message", ""))
 
 
-def load_tokenizer(model_folder: Path) -> Tokenizer | ByteLevelTokenizer:
+def load_tokenizer(model_folder: Path) -> AnyTokenizer:
     """The tokenizer of a model folder, of the kind its file says. Raises DataError as its `load`."""
     kinds = [kind for kind in TOKENIZERS if (model_folder / kind.file_name).exists()] or [Tokenizer]
     return kinds[0].load(model_folder / kinds[0].file_name)

@@ -66,6 +66,8 @@ class PpoConfig:
         clip, value_clip: half-widths of the trusted intervals of ratio and value.
         kl_coef, kl_estimator: price of a nat of divergence from the reference, per token, and its estimate.
         kl_target, kl_horizon: with a target in nats the coefficient adapts (Ziegler et al. 2019).
+        kl_limit: a rollout that is farther from the reference than this, in nats per reply, is not learnt
+            from: where the policy has gone so far the reward model is no longer a guide. None has no limit.
         whiten_rewards: scale rewards to unit variance before the advantages.
         missing_eos, missing_eos_penalty: what happens to the score of a reply that never ends.
         ptx_coef: weight of the language-model gradient; 0 is plain PPO (InstructGPT: 27.8).
@@ -98,6 +100,7 @@ class PpoConfig:
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     kl_target: Positive | None = None
     kl_horizon: Positive = 10_000.0
+    kl_limit: Positive | None = None
     whiten_rewards: bool = False
     missing_eos: Literal["replace", "subtract"] = "subtract"
     missing_eos_penalty: NonNegative = 1.0
@@ -210,6 +213,9 @@ def make_iteration(config: PpoConfig, tokenizer, language, scalar, reference, re
                     dtype,
                 )
         policy, critic, ema, parts = state.policy, state.critic, state.ema, []
+        if config.kl_limit is not None and float(metrics["objective/kl"]) > config.kl_limit:
+            state = dataclasses.replace(state, step=state.step + 1, ema=average(ema, policy.params))
+            return state, metrics | {"val/beyond_limit": 1.0}
         for index in minibatch_order(config, number):
             batch = {"experience": take(made, index)}
             text = {"text": place(texts(int(policy.step)), mesh)} if config.ptx_coef else {}

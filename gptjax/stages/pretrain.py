@@ -5,18 +5,15 @@ Legend: B batch, L length, D model width, V vocabulary.
 """
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from gptjax.config import configclass
-from gptjax.data.corpora import Document, read_documents
+from gptjax.data.corpora import read_documents
 from gptjax.data.mixture import Mixture
-from gptjax.data.packing import lm_batch, pack_documents
+from gptjax.data.packing import lm_batch
 from gptjax.data.quality import BadRows
-from gptjax.data.tokenizers import Tokenizer
 from gptjax.evaluation.perplexity import (
     bits_per_byte,
     compressor_bits_per_byte,
@@ -27,16 +24,18 @@ from gptjax.evaluation.perplexity import (
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel
 from gptjax.models.transformer import DecoderConfig
-from gptjax.ranges import Count, Natural, NonNegative, Seed, SomeWeights
+from gptjax.ranges import Count, Fraction, Natural, NonNegative, Seed, SomeWeights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.handover import save_model
+from gptjax.stages.growth import start_parameters
+from gptjax.stages.handover import load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import PLAIN, count_tokens, make_language_loss, make_sum_loss, select
+from gptjax.stages.pretrain_data import glance_rows, make_tokenizer, token_rows
 from gptjax.stages.sharded import compile_step, create_state
-from gptjax.stages.tokenizer import run_tokenizer
+from gptjax.training.batch_ramp import BatchRamp, plan_batches, ramp_sizes
 from gptjax.training.loop import LoopSettings, run_loop
-from gptjax.training.metrics import seconds_spent
+from gptjax.training.metrics import read_metrics, seconds_spent
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import make_train_step
 
@@ -47,12 +46,19 @@ class PretrainConfig:
 
     Attributes:
         model: the decoder; its vocab_size is the tokenizer's.
-        corpora: source -> weight. A source is "shakespeare", "pydoc", "ratings", or a path to a .txt or
-            .jsonl file (gzip too) or a folder of them.
-        optimizer, mesh: see their classes.
-        tokenizer: path of a SentencePiece model; None trains one on the training text.
+        corpora: source -> weight. A source is "shakespeare", "pydoc", "ratings", "stdlib", "recall", or a
+            path to a .txt, .jsonl or .py file (gzip too) or a folder of them.
+        base: run folder of a language model of the same shape to go on from, with its tokenizer; "" starts
+            from fresh parameters.
+        optimizer, mesh: see their classes. Under a ramp the schedule's steps are full batches of tokens.
+        tokenizer: path of a SentencePiece model or a byte-level `tokenizer.json`; None trains one on the
+            training text.
+        code_tokens: add tokens for code to the base's or the named tokenizer (`data/code_tokens.py`).
+        infilling: share of the training documents whose middle is put last, to be filled in from both sides;
+            it needs the tokens for code.
         length: tokens per row.
         batch_size: rows per update.
+        ramp: growth of the batch over the first tokens, see `BatchRamp`; None has none.
         steps: updates.
         accumulate: micro-batches per update.
         z_loss: coefficient of the squared log-normaliser (Chowdhery et al. 2022, section 5).
@@ -60,16 +66,21 @@ class PretrainConfig:
         save_every: steps between checkpoints.
         eval_every: steps between measurements on a little held-out text; 0 measures only at the end.
         heldout_bytes: how much of each source's held-out text is measured.
+        compressors: measure xz and bz2 beside the model, in time that grows with the training text.
         seed: root of all randomness.
     """
 
     model: DecoderConfig
     corpora: SomeWeights
+    base: str = ""
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     tokenizer: str | None = None
+    code_tokens: bool = False
+    infilling: Fraction = 0.0
     length: Count
     batch_size: Count
+    ramp: BatchRamp | None = None
     steps: Count
     accumulate: Count = 1
     z_loss: NonNegative = 0.0
@@ -77,51 +88,23 @@ class PretrainConfig:
     save_every: Count = 500
     eval_every: Natural = 100
     heldout_bytes: Count = 1_000_000
+    compressors: bool = True
     seed: Seed = 0
 
     def __post_init__(self):
-        check_batch(self.batch_size, self.mesh, self.accumulate)
+        for size in ramp_sizes(self.ramp, self.batch_size):
+            check_batch(size, self.mesh, self.accumulate)
+        if self.base and self.tokenizer:
+            raise ValueError("base brings its own tokenizer: leave out tokenizer, or base")
+        if self.code_tokens and not (self.base or self.tokenizer):
+            raise ValueError(
+                "code_tokens adds to a tokenizer that is there: name one with base or tokenizer (one that is "
+                "trained on code learns its own runs of spaces)"
+            )
         if self.length > self.model.context_length:
             raise ValueError(
                 f"length = {self.length} is longer than model.context_length = {self.model.context_length}"
             )
-
-
-def weighted_texts(documents: dict[str, list[Document]], weights: dict[str, float]) -> Iterator[str]:
-    """The texts of each source, repeated so that the tokenizer meets the sources about as the model will."""
-    density = {
-        name: weights[name] / max(1, sum(len(d.text) for d in texts)) for name, texts in documents.items()
-    }
-    for name, texts in documents.items():
-        for _ in range(round(density[name] / min(density.values()))):
-            yield from (d.text for d in texts)
-
-
-def token_rows(config: PretrainConfig, documents: dict[str, list[Document]], tokenizer, folder: Path):
-    """One memory-mapped int32 array `[rows, length + 1]` per source, written once per run."""
-    rows = {}
-    for index, (source, texts) in enumerate(documents.items()):
-        file = folder / "tokens" / f"{index}.npy"
-        if not file.exists():
-            ids = [tokenizer.encode(d.text) for d in texts]
-            packed, dropped = pack_documents(ids, config.length + 1, tokenizer.end_of_text_id)
-            print(f"pretrain: {source}: {packed.size:,} tokens, {dropped} in the last partial row left out")
-            file.parent.mkdir(exist_ok=True)
-            partial = file.with_suffix(".partial")
-            with partial.open("wb") as out:
-                np.save(out, packed)
-            partial.rename(file)
-        rows[source] = np.load(file, mmap_mode="r")
-    return rows
-
-
-def glance_rows(heldout: dict[str, list[Document]], tokenizer: Tokenizer, config: PretrainConfig):
-    """A batch of rows of each source's held-out text, for the curves."""
-    limit = 3 * config.batch_size * config.length
-    return {
-        name: heldout_rows(first_bytes([d.text for d in documents], limit), tokenizer, config.length)
-        for name, documents in heldout.items()
-    }
 
 
 def evaluate(sum_loss, params, config: PretrainConfig, tokenizer, train, heldout) -> dict:
@@ -132,11 +115,13 @@ def evaluate(sum_loss, params, config: PretrainConfig, tokenizer, train, heldout
         rows = heldout_rows(texts, tokenizer, config.length)
         loss = mean_loss(sum_loss, params, rows, config.batch_size)
         bits = bits_per_byte(loss, float(rows["loss_mask"].sum()), texts)
-        compressors = compressor_bits_per_byte([d.text for d in train[source]], texts)
-        report[source] = {"loss": loss, "bits_per_byte": bits, **compressors}
+        report[source] = {"loss": loss, "bits_per_byte": bits}
+        if config.compressors:
+            report[source] |= compressor_bits_per_byte([d.text for d in train[source]], texts)
+        beside = ", ".join(f"{name} {report[source][name]:.3f}" for name in list(report[source])[2:])
         print(
-            f"pretrain: held-out {source}: {loss:.3f} nats per token, {bits:.3f} bits per byte "
-            f"(xz {compressors['xz']:.3f}, bz2 {compressors['bz2']:.3f})",
+            f"pretrain: held-out {source}: {loss:.3f} nats per token, {bits:.3f} bits per byte"
+            + (f" ({beside})" if beside else ""),
             flush=True,
         )
     return report
@@ -154,26 +139,30 @@ def run(config: PretrainConfig, folder: Path) -> None:
     heldout = {name: read_documents(name, split="heldout") for name in config.corpora}
     bad_rows.check()
     print(f"pretrain: {bad_rows.summary()}")
-    texts = weighted_texts(train, config.corpora)
-    tokenizer = run_tokenizer(folder, texts, config.model.vocab_size, config.tokenizer)
-    rows = token_rows(config, train, tokenizer, folder)
-    mixture = Mixture(rows, config.corpora, config.batch_size, config.seed)
-
-    definition = ModelDefinition(LanguageModel, config.model)
-    optimizer = make_optimizer(config.optimizer, config.steps, definition.axes)
-    key = stage_key(config.seed, "pretrain")
-    state = create_state(definition, optimizer, mesh, key=jax.random.fold_in(key, 0))
-    loss_fn = make_language_loss(definition, z_loss=config.z_loss, chunk=config.loss_chunk)
-    step = make_train_step(loss_fn, count_tokens, optimizer, accumulate=config.accumulate)
-    tokens_per_step = config.batch_size * config.length
-    print(
-        f"pretrain: {definition.parameter_count:,} parameters, {tokens_per_step:,} tokens per step",
-        flush=True,
+    base = load_model(config.base, mesh, "language") if config.base else None
+    tokenizer = make_tokenizer(config, folder, train, base)
+    mixture = Mixture(
+        token_rows(config, train, tokenizer, folder), config.corpora, config.batch_size, config.seed
     )
 
+    definition = ModelDefinition(LanguageModel, config.model)
+    plan = plan_batches(config.ramp, config.batch_size, config.length, config.steps)
+    optimizer = make_optimizer(config.optimizer, plan.updates, definition.axes, plan.clock)
+    key = stage_key(config.seed, "pretrain")
+    params = start_parameters(base, config.base, definition, jax.random.fold_in(key, 0)) if base else None
+    state = create_state(definition, optimizer, mesh, key=jax.random.fold_in(key, 0), params=params)
+    loss_fn = make_language_loss(definition, z_loss=config.z_loss, chunk=config.loss_chunk)
+    step = compile_step(make_train_step(loss_fn, count_tokens, optimizer, accumulate=config.accumulate), mesh)
+    tokens = plan.total * config.length
+    print(f"pretrain: {definition.parameter_count:,} parameters, {tokens:,} tokens", flush=True)
+
     def batch_at(number):
-        rows = mixture.batch_at(number, jax.process_index(), jax.process_count())
+        rows = mixture.rows(*plan.rows(number), jax.process_index(), jax.process_count())
         return place(select(lm_batch(rows), PLAIN), mesh)
+
+    def counted_step(state, batch, key):
+        state, metrics = step(state, batch, key)
+        return state, metrics | {"batch_tokens": batch["tokens"].size}
 
     settings = LoopSettings(
         stage="pretrain",
@@ -181,8 +170,8 @@ def run(config: PretrainConfig, folder: Path) -> None:
         steps=config.steps,
         save_every=config.save_every,
         eval_every=config.eval_every,
-        identity={"tokenizer": tokenizer.hash},
-        tokens_per_step=tokens_per_step,
+        identity={"tokenizer": tokenizer.hash} | ({"base": base.digest} if base else {}),
+        tokens_per_step=tokens / config.steps,
         flops_per_token=matmul_flops_per_token(definition, config.length),
         devices=config.mesh.size,
         started=started,
@@ -194,10 +183,20 @@ def run(config: PretrainConfig, folder: Path) -> None:
         losses = {n: mean_loss(sum_loss, state.params, rows, config.batch_size) for n, rows in glance.items()}
         return {f"heldout/{name}": loss for name, loss in losses.items()}
 
-    run_key = jax.random.fold_in(key, 1)
-    state = run_loop(state, compile_step(step, mesh), batch_at, run_key, settings, watch)
+    state = run_loop(state, counted_step, batch_at, jax.random.fold_in(key, 1), settings, watch)
 
     figures = evaluate(sum_loss, state.params, config, tokenizer, train, heldout)
     save_model(folder, "language", config.model, state.params, tokenizer)
-    seconds, tokens = time.monotonic() - started, config.steps * tokens_per_step
-    mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})
+    seconds = time.monotonic() - started
+    summary = {"seconds": seconds, "tokens": tokens, "heldout": figures, "glances": glances(folder)}
+    mark_done(folder, summary)
+
+
+def glances(folder: Path) -> dict[str, dict[str, float]]:
+    """Step -> source -> loss on the little held-out text, as it was logged during the run by process 0."""
+    file, start = folder / "metrics.jsonl", "heldout/"
+    curves = {
+        str(line["step"]): {n.removeprefix(start): loss for n, loss in line.items() if n.startswith(start)}
+        for line in (read_metrics(file) if file.exists() else ())
+    }
+    return {step: losses for step, losses in curves.items() if losses}

@@ -126,10 +126,12 @@ def pretraining_figures(heldout: dict) -> list[dict]:
     """Bits per byte beside the compressors'; the short documentation text is reported without a bar."""
     rows = []
     for source, f in heldout.items():
-        bar, met, best = "", None, min(f["xz"], f["bz2"])
-        if source in ("shakespeare", "ratings"):
+        bar, met = "", None
+        compressors = {name: f[name] for name in ("xz", "bz2") if name in f}
+        if source in ("shakespeare", "ratings") and compressors:
+            best = min(compressors.values())
             bar, met = f"< {best:.3f}", f["bits_per_byte"] < best
-        detail = f"xz {f['xz']:.3f}, bz2 {f['bz2']:.3f}"
+        detail = ", ".join(f"{name} {bits:.3f}" for name, bits in compressors.items())
         rows.append(figure(f"pretrain: bits per byte, {source}", f["bits_per_byte"], bar, met, detail))
     return rows
 

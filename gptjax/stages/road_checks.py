@@ -61,7 +61,7 @@ def check_sources(config, stages: Collection[str] = STAGES) -> None:
     Raises:
         DataError: a source is neither bundled nor a file or folder of the right kind.
     """
-    text, rows = (".txt", ".jsonl"), (".jsonl",)
+    text, rows = corpora.SUFFIXES, (".jsonl",)
     dialogues = ("chatterbot", "ratings")
     named = {
         "pretrain": [(config.pretrain.corpora, corpora.BUNDLED, text)],

@@ -51,7 +51,7 @@ class LoopSettings:
         save_every: steps between checkpoints.
         eval_every: steps between evaluations; 0 evaluates never.
         identity: facts every checkpoint must share, such as the tokenizer's hash.
-        tokens_per_step: for tokens/s.
+        tokens_per_step: for tokens/s; the mean where steps differ.
         flops_per_token: for the share of the peak, where the peak is known; None shows no share.
         devices: number of devices the step runs on.
         started: see `MetricsWriter`.
@@ -64,7 +64,7 @@ class LoopSettings:
     save_every: int
     eval_every: int
     identity: dict[str, str]
-    tokens_per_step: int
+    tokens_per_step: float
     flops_per_token: float | None
     devices: int = 1
     started: float | None = None

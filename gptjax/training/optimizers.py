@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimisers, composed from optax."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.config import configclass
-from gptjax.ranges import BelowOne, Fraction, Natural, NonNegative, Positive
+from gptjax.ranges import BelowOne, Count, Fraction, Natural, NonNegative, Positive
 
 
 @configclass
@@ -24,6 +25,8 @@ class OptimizerConfig:
         warmup_steps: steps of linear rise.
         warmup_from: fraction of the peak at which the rise starts.
         final_fraction: where cosine and linear end.
+        decay_steps: step at which they end, to stay there; None is the run's last (GPT-3: at 260 of 300
+            billion tokens).
         b1, b2, epsilon: Adam's moments and the term under its quotient.
         weight_decay: decoupled, on matrices and embeddings only.
         clip_norm: largest global norm of the gradient; None switches clipping off.
@@ -36,6 +39,7 @@ class OptimizerConfig:
     warmup_steps: Natural = 0
     warmup_from: Fraction = 0.0
     final_fraction: Fraction = 0.1
+    decay_steps: Count | None = None
     b1: BelowOne = 0.9
     b2: BelowOne = 0.95
     epsilon: Positive = 1e-8
@@ -48,7 +52,7 @@ class OptimizerConfig:
             raise ValueError("schedule 'noam' needs warmup_steps of at least 1")
 
 
-def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None) -> optax.Schedule:
+def make_schedule(config: OptimizerConfig, steps: float, peak: float | None = None) -> optax.Schedule:
     """The learning rate as a function of the number of updates made so far.
 
     Args:
@@ -68,7 +72,7 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None
             return peak * jnp.minimum(jnp.sqrt(warmup / step), step / warmup)
 
         return noam
-    remaining = max(steps - warmup, 1)
+    remaining = max((config.decay_steps or steps) - warmup, 1)
     after = {
         "cosine": optax.cosine_decay_schedule(peak, remaining, config.final_fraction),
         "linear": optax.linear_schedule(peak, peak * config.final_fraction, remaining),
@@ -80,40 +84,44 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, axes) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, steps: float, axes, clock: Callable = lambda count: count
+) -> optax.GradientTransformation:
     """Clipping, moments, decay and schedule in one transformation.
 
     Args:
         config: see `OptimizerConfig`.
         steps: updates in the whole run.
         axes: tree of logical axis names, from which the maps that decay are derived.
+        clock: number of updates made -> the schedule's step, where that is another (`BatchPlan.clock`).
     """
-    schedule = make_schedule(config, steps)
+    rate = make_schedule(config, steps)
     decay_mask = jax.tree.map(lambda names: len(_own_axes(names)) >= 2, axes, is_leaf=_is_names)
     update = optax.chain(
         optax.scale_by_adam(config.b1, config.b2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(lambda count: rate(clock(count))),
     )
     if config.kind == "muon":
-        update = _with_muon(update, config, steps, axes)
+        update = _with_muon(update, config, steps, axes, clock)
     if config.clip_norm is None:
         return update
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
-def _with_muon(adam, config, steps, axes):
+def _with_muon(adam, config, steps, axes, clock):
     # A hidden map is a stacked matrix [N, inputs, outputs]; embeddings and heads keep Adam.
     labels = jax.tree.map(
         lambda names: "muon" if names[0] == "layers" and len(names) == 3 else "adam", axes, is_leaf=_is_names
     )
+    rate = make_schedule(config, steps, config.muon_learning_rate)
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     muon = optax.chain(
         optax.contrib.scale_by_muon(
             weight_dimension_numbers=lambda params: jax.tree.map(lambda _: matrix, params)
         ),
         optax.add_decayed_weights(config.weight_decay),
-        optax.scale_by_learning_rate(make_schedule(config, steps, config.muon_learning_rate)),
+        optax.scale_by_learning_rate(lambda count: rate(clock(count))),
     )
     return optax.multi_transform({"muon": muon, "adam": adam}, labels)
 

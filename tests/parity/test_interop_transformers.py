@@ -1,18 +1,26 @@
 """Import from and export to transformers: the same logits, the same ids."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
+from wordpiece_vocab import write_vocab
 
 from gptjax.config import to_json
 from gptjax.data.corpora import read_documents
+from gptjax.data.wordpiece import WordPieceTokenizer
 from gptjax.interop.exporting import export_model
+from gptjax.interop.gguf_writing import export_gguf
 from gptjax.interop.importing import import_model
-from gptjax.models.families import gpt2, llama
+from gptjax.interop.tokenizer_files import read_tokenizer
+from gptjax.models.encoder import EncoderConfig
+from gptjax.models.families import gpt1, gpt2, llama
 from gptjax.models.functional import ModelDefinition
+from gptjax.models.rotary import RotaryScaling
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import KINDS, load_model, save_model
@@ -30,6 +38,31 @@ def theirs_gpt2():
         vocab_size=320, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
     )
     return transformers.GPT2LMHeadModel(config)
+
+
+def theirs_gpt1():
+    config = transformers.OpenAIGPTConfig(vocab_size=320, n_embd=32, n_layer=3, n_head=4, n_positions=64)
+    return transformers.OpenAIGPTLMHeadModel(config)
+
+
+def theirs_llama31():
+    config = theirs_llama().config
+    factors = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = {"rope_type": "llama3", "rope_theta": 5000.0, "original_max_position_embeddings": 32}
+    config.rope_parameters = factors | rope
+    return transformers.LlamaForCausalLM(config)
+
+
+def theirs_bert(kind):
+    config = transformers.BertConfig(
+        vocab_size=320,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
+    return kind(config)
 
 
 def theirs_llama(tied=False):
@@ -80,19 +113,60 @@ def spread(model):
 def outputs(folder, tokens=TOKENS):
     """What a run of ours computes."""
     model = load_model(folder, make_mesh(MeshConfig()))
-    return np.asarray(jax.jit(model.definition.apply)(model.params, jnp.asarray(tokens)))
+    return jax.tree.map(np.asarray, jax.jit(model.definition.apply)(model.params, jnp.asarray(tokens)))
 
 
-@pytest.mark.parametrize("make", [theirs_gpt2, theirs_llama, lambda: theirs_llama(True), theirs_mistral])
-@pytest.mark.parametrize("shard", ["1GB", "40KB"])
-def test_import_gives_the_same_logits(tmp_path, byte_level, make, shard):
-    theirs = spread(make())
+MAKERS = {
+    "gpt1": theirs_gpt1,
+    "gpt2": theirs_gpt2,
+    "llama": theirs_llama,
+    "llama, tied": lambda: theirs_llama(True),
+    "llama 3.1": theirs_llama31,
+    "mistral": theirs_mistral,
+}
+
+
+@pytest.mark.parametrize(("name", "shard"), [*((name, "1GB") for name in MAKERS), ("llama", "40KB")])
+def test_import_gives_the_same_logits(tmp_path, byte_level, name, shard):
+    theirs = spread(MAKERS[name]())
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
     assert (tmp_path / "theirs" / "model.safetensors").exists() == (shard == "1GB")
     byte_level.save(tmp_path / "theirs" / "tokenizer.json")
     run = import_model(tmp_path / "theirs", tmp_path / "run")
     expected = theirs(torch.tensor(TOKENS)).logits.detach().numpy()
     np.testing.assert_allclose(outputs(run), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_sliding_window_is_a_shorter_context(tmp_path, byte_level, capsys):
+    """Up to the window it hides nothing."""
+    config = theirs_mistral().config
+    config.sliding_window = 16
+    theirs = spread(transformers.MistralForCausalLM(config))
+    theirs.save_pretrained(tmp_path / "theirs")
+    byte_level.save(tmp_path / "theirs" / "tokenizer.json")
+    run = import_model(tmp_path / "theirs", tmp_path / "run")
+    assert "the context is cut from 64 tokens to the sliding window of 16" in capsys.readouterr().out
+    expected = theirs(torch.tensor(TOKENS)).logits.detach().numpy()
+    np.testing.assert_allclose(outputs(run), expected, rtol=0, atol=TOLERANCE)
+    with pytest.raises(ValueError, match="17 tokens exceed"):
+        outputs(run, np.zeros((1, 17), np.int32))
+
+
+@pytest.mark.parametrize("kind", ["BertForPreTraining", "BertForMaskedLM", "BertModel"])
+def test_import_of_bert(tmp_path, kind):
+    theirs, folder = spread(theirs_bert(getattr(transformers, kind))), tmp_path / "theirs"
+    theirs.save_pretrained(folder)
+    write_vocab(folder)
+    run, out = import_model(folder, tmp_path / "run"), theirs(torch.tensor(TOKENS))
+    ours = outputs(run)
+    if kind == "BertModel":
+        expected = [(ours, out.last_hidden_state)]
+    elif kind == "BertForMaskedLM":
+        expected = [(ours[0], out.logits)]
+    else:
+        expected = [(ours[0], out.prediction_logits), (ours[1], out.seq_relationship_logits)]
+    for mine, true in expected:
+        np.testing.assert_allclose(mine, true.detach().numpy(), rtol=0, atol=TOLERANCE)
 
 
 def test_import_of_half_precision_gives_the_logits_of_those_weights(tmp_path, byte_level):
@@ -124,6 +198,10 @@ OURS = {
     "gpt2, untied": gpt2("124M", **SHAPE, tied=False, mlp_width=48),
     "llama": llama("7B", **SHAPE, kv_heads=2, mlp_width=48, rotary_theta=777.0),
     "llama, tied": llama("7B", **SHAPE, mlp_width=48, tied=True),
+    "gpt1": gpt1("117M", **SHAPE),
+    "llama 3.1": llama(
+        "7B", **SHAPE, mlp_width=48, rotary_theta=777.0, rotary_scaling=RotaryScaling(original_context=32)
+    ),
     "llama, interleaved": llama("7B", **SHAPE, kv_heads=2, mlp_width=48, rotary_pairing="interleaved"),
 }
 
@@ -153,6 +231,39 @@ def test_export_gives_the_same_logits_and_comes_back(tmp_path, tokenizer, name):
     again = import_model(tmp_path / "hf", tmp_path / "again")
     np.testing.assert_allclose(outputs(again), ours, rtol=0, atol=1e-5)
     assert load_model(again, make_mesh(MeshConfig())).tokenizer.hash == tokenizer.hash
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_erf"])
+def test_export_of_bert(tmp_path, activation):
+    folder = tmp_path / "hf"
+    wordpiece = WordPieceTokenizer.from_vocab(write_vocab(tmp_path))
+    shape = SHAPE | {"vocab_size": 320, "mlp_width": 48, "activation": activation}
+    run = own_run(tmp_path / "run", EncoderConfig(**shape), wordpiece, "masked")
+    list(export_model(run, folder))
+    theirs, info = transformers.BertForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    out = theirs.eval()(torch.tensor(TOKENS))
+    expected = out.prediction_logits.detach(), out.seq_relationship_logits.detach()
+    for mine, true in zip(outputs(run), expected, strict=True):
+        np.testing.assert_allclose(mine, true, rtol=0, atol=TOLERANCE)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = [wordpiece.cls_id, *wordpiece.encode("Unaffable banana"), wordpiece.sep_id]
+    assert tokenizer("Unaffable banana")["input_ids"] == ids or tokenizer.encode(
+        "Unaffable banana", add_special_tokens=False
+    ) == wordpiece.encode("Unaffable banana")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_gguf_file_gives_the_same_logits(tmp_path, byte_level, name):
+    """Read by transformers, which turns rotary pairs by its own code; its GPT-2 has 1,024 positions."""
+    pytest.importorskip("gguf", reason="gguf is not installed (gptjax[hub])")
+    pytest.importorskip("accelerate", reason="accelerate is not installed (gptjax[parity])")
+    config = dataclasses.replace(OURS[name], vocab_size=320, context_length=1024)
+    run = own_run(tmp_path / "run", config, byte_level)
+    list(export_gguf(run, tmp_path / "m.gguf"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
+    logits = theirs(torch.tensor(TOKENS)).logits.detach()
+    np.testing.assert_allclose(logits, outputs(run), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -218,3 +329,48 @@ def test_byte_level_ids_are_those_of_transformers(tmp_path, byte_level):
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     for text in TEXTS:
         assert theirs.encode(text, add_special_tokens=False) == byte_level.encode(text)
+
+
+def test_sentencepiece_ids_are_those_of_transformers(tmp_path):
+    """A model as LLaMA's: single digits, bytes for unknown characters, a space before the text.
+
+    Texts that begin with a space are left out: transformers puts none before them, SentencePiece does.
+    """
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for d in read_documents("pydoc")[:40] for line in d.text.splitlines()),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=600,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), read_tokenizer(tmp_path)
+    texts = [text for text in TEXTS if not text.startswith(" ")]
+    for text in [*texts, "Hello 2024 world", "for i in range(10):\n\treturn"]:
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), text
+
+
+def test_gpt1_ids_are_those_of_transformers(tmp_path):
+    pieces = [
+        "<unk>",
+        *"abcdehlo'",
+        *(f"{letter}</w>" for letter in "abcdehlo',"),
+        "he",
+        "ll",
+        "hell",
+        "hello</w>",
+    ]
+    merges = ["h e", "l l", "he ll", "hell o</w>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: id for id, piece in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    theirs = transformers.OpenAIGPTTokenizer(
+        vocab=json.loads((tmp_path / "vocab.json").read_text()), merges=[tuple(m.split()) for m in merges]
+    )
+    ours = read_tokenizer(tmp_path)
+    for text in ("Hello, hello", "a  bad 'hell' é", "HELLOhello"):
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), text

@@ -1,0 +1,16 @@
+"""The same model on the same texts, read from the left alone: all of a text is one blank.
+
+Paper: Du et al. 2021 (GLM, arXiv 2103.10360), section 2.1; the objective is that of GPT.
+Expected: see README.md in this folder.
+Time: about 75 seconds on one core.
+Command: gptjax train experiments/glm/left_to_right.py
+"""
+
+from dataclasses import replace
+
+from experiments.glm.infill import config as base
+
+
+def config():
+    """The configuration of the run."""
+    return replace(base(), objectives={"document": 1.0}, shortest_document=1.0)

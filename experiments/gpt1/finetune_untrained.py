@@ -1,0 +1,17 @@
+"""The same network without pre-training, with language modelling beside the task.
+
+Paper: Radford et al. 2018, table 5.
+Expected: 0.566 of held-out texts right (seed 0): the steps go to learning words, 7.7 to 5.8 nats a token.
+Time: one minute on one core.
+Command: gptjax train experiments/gpt1/finetune_untrained.py
+"""
+
+from dataclasses import replace
+
+from experiments.gpt1.finetune import config as base
+from gptjax.stages.classify import ClassifyConfig
+
+
+def config() -> ClassifyConfig:
+    """The configuration of the run."""
+    return replace(base(), fresh=True)

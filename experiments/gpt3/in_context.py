@@ -1,0 +1,20 @@
+"""Accuracy by the number K of examples in the context, for the three sizes and the banded model.
+
+Paper: Brown et al. 2020, figures 1.2 and 3.10: accuracy rises with K, and more so in larger models.
+Expected: not measured yet.
+Time: about 60 seconds on 1 core, after the four models.
+Command: gptjax train experiments/gpt3/in_context.py
+"""
+
+from gptjax.evaluation.zero_shot import ZeroShotConfig
+
+
+def config() -> ZeroShotConfig:
+    """The configuration of the measurement."""
+    return ZeroShotConfig(
+        models=("runs/gpt3/small", "runs/gpt3/medium", "runs/gpt3/large", "runs/gpt3/banded"),
+        task="recall",
+        shots=(0, 1, 2, 4, 8, 16),
+        questions=100,
+        length=64,
+    )

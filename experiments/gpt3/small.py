@@ -1,0 +1,17 @@
+"""The smallest of three GPT-3 models: one layer, which cannot look up what followed an earlier token.
+
+Paper: Brown et al. 2020, section 2 and figure 1.2 (larger models make more of the examples in their context).
+Expected: not measured yet.
+Time: about 20 seconds on 1 core.
+Command: gptjax train experiments/gpt3/small.py
+"""
+
+from dataclasses import replace
+
+from experiments.gpt3.large import config as large
+from gptjax.stages.pretrain import PretrainConfig
+
+
+def config() -> PretrainConfig:
+    """The configuration of the run."""
+    return replace(large(), model=replace(large().model, layers=1))
