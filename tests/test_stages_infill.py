@@ -20,8 +20,8 @@ from gptjax.models.families import chatglm
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.glm import GLM
 from gptjax.runs import read_done
-from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.serving.chat_model import load_chat_model
+from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import infill, infill_chat
 from gptjax.stages.handover import load_model
 from gptjax.stages.infill import InfillConfig, make_blanks, text_rows
