@@ -12,7 +12,7 @@ from ppo_case import CONFIG, END, OPTIMIZER, PAD, B, make_case, text_batch
 
 from gptjax.generation.decode import decode
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
-from gptjax.stages.ppo import PpoState, make_iteration, make_optimizers
+from gptjax.stages.ppo_iteration import PpoState, make_iteration, make_optimizers
 from gptjax.stages.sharded import create_state
 
 TEMPERATURE = CONFIG.sampling.temperature
