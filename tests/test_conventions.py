@@ -23,6 +23,7 @@ from conventions_case import (
     make_models,
     rollout_until,
 )
+from documentation import PAGES, table
 from golden import FOLDER
 from ppo_twin import Choices
 
@@ -36,6 +37,7 @@ from gptjax.stages.experience import (
     make_take,
     make_value_loss,
 )
+from gptjax.stages.ppo import PpoConfig
 from gptjax.training.optimizers import make_optimizer
 from gptjax.training.step import TrainState, make_train_step
 
@@ -72,6 +74,7 @@ PUBLISHED |= {
     ),
     "anthropic_hh": Choices(temperature=1.0, kl_coef=0.001, penalty=0.0, rates=CONSTANT, **OWN),
 }
+COLUMNS = ("oai2019", "n_plus", "trl_1_12", "instructgpt", "anthropic_hh")
 MODELS, PEAK, STEPS, KEY = make_models(), CONFIG.optimizer.learning_rate, 1000, jax.random.key(0)
 
 
@@ -200,6 +203,29 @@ def test_a_preset_leaves_alone_what_sizes_decide():
         assert config.optimizer.learning_rate == CONFIG.optimizer.learning_rate
         assert config.sampling.max_new_tokens == CONFIG.sampling.max_new_tokens
         assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def shown(config, key: str) -> str:
+    """The value of a dotted key, as the pages write it."""
+    for name in key.split("."):
+        config = getattr(config, name)
+    return "empty" if config == "" else str(config).lower()
+
+
+def test_the_options_of_the_page_are_those_of_the_code():
+    rows = table("docs/conventions.md", "The options")
+    names = asdict(Conventions())
+    assert {row[0]: row[1] for row in rows} == {name: shown(Conventions(), name) for name in names}
+
+
+def test_the_presets_of_the_page_are_those_of_the_code():
+    base = PpoConfig(iterations=1, batch_size=8, corpora={"text": 1.0})
+    configs = [base] + [PRESETS[name](base) for name in COLUMNS]
+    rows = table("docs/conventions.md", "The presets")
+    assert "".join(f" `{name}` |" for name in COLUMNS) in PAGES["docs/conventions.md"]
+    for key, *values in rows:
+        assert values == [shown(config, key) for config in configs], key
+    assert {f"conventions.{name}" for name in asdict(Conventions())} < {row[0] for row in rows}
 
 
 class Tokens:
