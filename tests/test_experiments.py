@@ -16,7 +16,7 @@ from gptjax.models.heads import LanguageModel, ScalarModel
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.experience import Experience, count_totals, make_policy_loss, make_value_loss
 from gptjax.stages.language_loss import PACKED, PLAIN, count_tokens, make_language_loss
-from gptjax.stages.ppo import make_optimizers
+from gptjax.stages.ppo_iteration import make_optimizers
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import count_groups, make_reward_loss
 from gptjax.stages.road import RoadConfig, stage_configs
@@ -84,7 +84,7 @@ def rollouts(config):
     prompt, mask = (jax.ShapeDtypeStruct((B, P), kind) for kind in (jnp.int32, jnp.bool_))
     reply, real = (jax.ShapeDtypeStruct((B, T), kind) for kind in (jnp.int32, jnp.float32))
     rollout = Rollout(prompt, mask, reply, real, real, jax.ShapeDtypeStruct((B,), jnp.bool_))
-    batch = {"experience": Experience(rollout, real, real, real, real)}
+    batch = {"experience": Experience(rollout, *6 * (real,))}
     return batch | ({"text": rows(config.ptx_rows, config.ptx_length, PACKED)} if config.ptx_coef else {})
 
 

@@ -12,10 +12,11 @@ from gptjax.losses.rewards import (
     kl_estimate,
     token_rewards,
     update_kl_coefficient,
+    with_slot_after,
 )
 
 # One compilation a function instead of one an operation.
-token_rewards = jax.jit(token_rewards, static_argnames="kl_estimator")
+token_rewards = jax.jit(token_rewards, static_argnames=("kl_estimator", "score_at"))
 generalized_advantages = jax.jit(generalized_advantages)
 
 
@@ -149,6 +150,34 @@ def test_advantages_of_a_score_at_the_end_by_hand():
     # delta = (0 + .4 - .3, 1 - .4): the value and reward in the padding are not seen.
     np.testing.assert_allclose(advantages, [[0.1 + 0.95 * 0.6, 0.6, 0]], rtol=1e-6)
     np.testing.assert_allclose(returns, [[0.97, 1.0, 0]], rtol=1e-6)
+
+
+def test_advantage_of_the_end_token_where_the_score_is_paid_after_it_by_hand():
+    """`V' (1 - lambda) + lambda s - V` instead of `s - V`, with V before and V' after the end token."""
+    values, mask, zeros = jnp.array([[0.3, 0.4, 9.0]]), jnp.array([[1, 0, 0]]), jnp.zeros((1, 3))
+    for score_at, seen, expected in (("last_token", mask, 0.7), ("after_end", with_slot_after(mask), 0.67)):
+        rewards = token_rewards(jnp.ones(1), zeros, zeros, mask, kl_coef=0.1, score_at=score_at)
+        advantages, returns = generalized_advantages(rewards, values, seen, gamma=1.0, gae_lambda=0.95)
+        np.testing.assert_allclose(advantages[0, 0], expected, rtol=1e-6)
+    # The critic learns that what comes after the end is worth the score.
+    np.testing.assert_allclose(returns, [[0.97, 1.0, 0]], rtol=1e-6)
+
+
+def test_a_score_after_the_end_falls_on_the_last_slot_at_the_latest():
+    scores, log_probs, reference, _, mask = sample()
+    here, after = (
+        np.asarray(token_rewards(scores, log_probs, reference, mask, kl_coef=0.2, score_at=score_at))
+        for score_at in ("last_token", "after_end")
+    )
+    expected = here.copy()
+    for row, last in ((1, 0), (2, 3), (4, 5)):
+        expected[row, last] -= scores[row]
+        expected[row, last + 1] += scores[row]
+    # Row 0 fills all slots; row 3 has no token, where -1 + 1 would pay at slot 0.
+    np.testing.assert_allclose(after, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(after[3], np.zeros(7))
+    with pytest.raises(ValueError, match="score_at 'pad' is unknown; choose last_token or after_end"):
+        token_rewards(scores, log_probs, reference, mask, kl_coef=0.2, score_at="pad")
 
 
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.7, 0.0)])

@@ -19,7 +19,7 @@ from gptjax.stages.experience import (
     make_value_loss,
 )
 from gptjax.stages.language_loss import count_tokens, make_language_loss
-from gptjax.stages.ppo import minibatch_order
+from gptjax.stages.ppo_iteration import minibatch_order
 from gptjax.stages.rollout import Rollout, response_log_probs, response_values, reward_scores
 from gptjax.stages.self_check import SelfCheckFailed, check_first_ratio, check_identities
 from gptjax.stages.sharded import compile_step, create_state

@@ -12,7 +12,8 @@ from ppo_case import CONFIG, END, OPTIMIZER, PAD, B, make_case, text_batch
 
 from gptjax.generation.decode import decode
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
-from gptjax.stages.ppo import PpoState, make_iteration, make_optimizers
+from gptjax.stages.conventions import Conventions
+from gptjax.stages.ppo_iteration import PpoState, make_iteration, make_optimizers
 from gptjax.stages.sharded import create_state
 
 TEMPERATURE = CONFIG.sampling.temperature
@@ -37,7 +38,8 @@ def run_iteration(case, config, texts):
         ema=jax.tree.map(jnp.copy, policy.params),
         kl_coef=jnp.float32(config.kl_coef),
     )
-    tokenizer = SimpleNamespace(im_end_id=END, pad_id=PAD)
+    full_stops = {"vocab_size": 23, "token_bytes": lambda id: b"." if id % 3 == 0 else b""}
+    tokenizer = SimpleNamespace(im_end_id=END, pad_id=PAD, **full_stops)
     models = (case.language, case.scalar, case.reference, case.reward)
     program = make_iteration(config, tokenizer, *models, texts, mesh)
     kept = jax.device_get(before)
@@ -231,3 +233,13 @@ def test_a_rollout_beyond_the_limit_is_not_learnt_from(case):
         jax.tree.map(np.testing.assert_array_equal, getattr(kept, name), getattr(after, name))
     wanted = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, kept.ema, kept.policy.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), after.ema, wanted)
+
+
+def test_replies_that_run_on_to_a_full_stop_are_learnt_from_whole(case):
+    conventions = Conventions(cut_at=".", cut_after=2, whiten_over="minibatch", average_over="micro_batch")
+    config = dataclasses.replace(CONFIG, conventions=conventions, minibatches=2, accumulate=2)
+    before, after, metrics = run_iteration(case, config, text_batch)
+    assert metrics["val/response_length"] == CONFIG.sampling.max_new_tokens
+    assert 0 < metrics["val/num_eos_tokens"] and metrics["val/sampler_gap"] < 1e-5
+    assert metrics["skipped"] == 0 and metrics["gradient_norm"] > 0 and metrics["val/gradient_norm"] > 0
+    assert after.policy.step == before.policy.step + 2

@@ -95,6 +95,40 @@ def test_adamw_equals_its_equations():
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "times"), [(1e-6, 28.8), (1e-4, 3.8)])
+def test_epsilon_of_tensorflow_1_holds_small_gradients_back(size, times):
+    """The first step of a gradient about as small as epsilon = 1e-5, with b2 = 0.999."""
+    settings = {"epsilon": 1e-5, "b2": 0.999, "weight_decay": 0.0, "clip_norm": None, "schedule": "constant"}
+    gradient = {name: np.full(g.shape, size, np.float32) for name, g in draw(0).items()}
+
+    def step(kind):
+        optimizer = make_optimizer(OptimizerConfig(kind=kind, **settings), 10, AXES)
+        return optimizer.update(gradient, optimizer.init(gradient), gradient)[0]["gain"][0]
+
+    assert round(float(step("adamw") / step("adam_tf1")), 1) == times
+
+
+def test_adam_of_tensorflow_1_equals_its_equations():
+    """`lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon)` in numpy float64, decay beside it."""
+    settings = {"learning_rate": 0.01, "schedule": "constant", "clip_norm": None, "epsilon": 0.1}
+    config = OptimizerConfig(kind="adam_tf1", b2=0.999, weight_decay=0.5, **settings)
+    optimizer, params = make_optimizer(config, 6, AXES), draw(0)
+    state, theirs = optimizer.init(params), {name: p.astype(np.float64) for name, p in params.items()}
+    m, v = ({name: np.zeros(p.shape) for name, p in params.items()} for _ in range(2))
+    for step in (1, 2, 3):
+        gradient = draw(step)
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        for name, g in gradient.items():
+            m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g.astype(np.float64) ** 2
+            rate = np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+            decay = 0.5 * theirs[name] if name in ("matrix", "stack") else 0.0
+            theirs[name] -= 0.01 * (rate * m[name] / (np.sqrt(v[name]) + 0.1) + decay)
+    for name in params:
+        # 1 - 0.999 has four digits in float32.
+        np.testing.assert_allclose(params[name], theirs[name], rtol=1e-5, atol=3e-6)
+
+
 def test_weight_decay_touches_matrices_and_embeddings_alone():
     """A zero gradient leaves only the decay: `-learning_rate * weight_decay * w`."""
     config = gpt2("124M", vocab_size=11, context_length=6, width=8, layers=2, heads=2)

@@ -94,6 +94,17 @@ def empty_responses(mask_BxT: jax.Array) -> jax.Array:
     return jnp.sum(jnp.all(mask_BxT == 0, axis=1))
 
 
+def with_slot_after(mask_BxT: jax.Array) -> jax.Array:
+    """The mask with the slot after each response added, where there is one; an empty row stays empty.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> with_slot_after(jnp.array([[1, 1, 0, 0], [1, 1, 1, 1]])).tolist()
+        [[1, 1, 1, 0], [1, 1, 1, 1]]
+    """
+    return jnp.maximum(mask_BxT, jnp.pad(mask_BxT[:, :-1], ((0, 0), (1, 0))))
+
+
 def token_rewards(
     scores_B: jax.Array,
     log_probs_BxT: jax.Array,
@@ -102,10 +113,11 @@ def token_rewards(
     *,
     kl_coef: jax.Array | float,
     kl_estimator: str = "k1",
+    score_at: str = "last_token",
 ) -> jax.Array:
-    """Reward of each token: the price of leaving the reference, and the score at the last token.
+    """Reward of each token: the price of leaving the reference, and the score at the end.
 
-    ``r_t = -kl_coef * kl_estimate(log_probs_t - ref_log_probs_t) + [t is the last token] score``
+    ``r_t = -kl_coef * kl_estimate(log_probs_t - ref_log_probs_t) + [t is the slot of the score] score``
 
     Args:
         scores_B: [B] floating, the reward model's score of each response.
@@ -114,16 +126,19 @@ def token_rewards(
             `empty_responses` counts such rows.
         kl_coef: reward per nat.
         kl_estimator: see `kl_estimate`; k1 makes the sum over a response ``score - kl_coef * log-ratio``.
+        score_at: "last_token", or "after_end": the slot after it (Huang et al. 2024, TRL), which is not of
+            the response; a response that fills all T slots is paid at its last token. The advantages then
+            need the mask of `with_slot_after`.
 
     Returns:
-        [B, T] float32, 0 where the mask is 0.
+        [B, T] float32, 0 where the mask is 0, but for the score of "after_end".
 
     Raises:
         TypeError: the scores are not floating.
-        ValueError: the estimator is unknown.
+        ValueError: the estimator or the place of the score is unknown.
 
     Source: Ziegler et al. 2019, section 2, equation 2; Ouyang et al. 2022 (InstructGPT), section 3.5,
-        equation 2.
+        equation 2; Huang et al. 2024 (arXiv 2403.17031), code of summarize_from_feedback_details.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,8 +149,11 @@ def token_rewards(
     """
     scores = require_float("scores", scores_B)
     kl_BxT = kl_estimate(keep(log_probs_BxT, mask_BxT) - keep(ref_log_probs_BxT, mask_BxT), kl_estimator)
+    if score_at not in ("last_token", "after_end"):
+        raise ValueError(f"score_at {score_at!r} is unknown; choose last_token or after_end.")
     steps = jnp.arange(mask_BxT.shape[1])
-    last_B = jnp.max(jnp.where(mask_BxT != 0, steps, -1), axis=1)
+    paid_BxT = with_slot_after(mask_BxT) if score_at == "after_end" else mask_BxT
+    last_B = jnp.max(jnp.where(paid_BxT != 0, steps, -1), axis=1)
     score_BxT = jnp.where(steps == last_B[:, None], scores[:, None], 0)
     return score_BxT - kl_coef * kl_BxT
 

@@ -3,7 +3,7 @@
 `config` is the `PpoConfig` of the run. Legend: B prompts of an iteration, T response slots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -11,19 +11,31 @@ import jax.numpy as jnp
 
 from gptjax.losses.masked import masked_mean, masked_whiten
 from gptjax.losses.ppo import explained_variance, policy_loss, value_loss
-from gptjax.losses.rewards import empty_responses, eos_penalty, generalized_advantages, token_rewards
+from gptjax.losses.rewards import (
+    empty_responses,
+    eos_penalty,
+    generalized_advantages,
+    token_rewards,
+    with_slot_after,
+)
 from gptjax.stages.language_loss import count_tokens, make_language_loss
-from gptjax.stages.rollout import Rollout, response_log_probs, response_values, reward_scores
+from gptjax.stages.rollout import Rollout, cut_replies, response_log_probs, response_values, reward_scores
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Experience:
-    """A rollout and what the updates need of it; all float32 `[B, T]`, 0 outside the mask."""
+    """A rollout and what the updates need of it; all float32 `[B, T]`.
+
+    `value_mask` is 1 where the critic learns: on the reply's tokens, and on the slot after them where the
+    score is paid there. The values, rewards and returns are 0 outside it, the others outside the reply.
+    """
 
     rollout: Rollout
     old_log_probs: jax.Array
     old_values: jax.Array
+    value_mask: jax.Array
+    rewards: jax.Array
     advantages: jax.Array
     returns: jax.Array
 
@@ -33,24 +45,49 @@ def make_score(config, language):
     return jax.jit(partial(response_log_probs, language, temperature=config.sampling.temperature))
 
 
-def make_experience(config, score, scalar):
-    """`experience(policy, critic, reference, reward, rollout, kl_coef) -> (Experience, metrics)`."""
+def credit(config, rewards, values, mask, value_mask):
+    """Whitened advantages, their mask that of the reply, and returns, made before the whitening.
+
+    The statistics are those of the rows given: a whole rollout, or a minibatch of it.
+
+    Returns:
+        advantages, returns: float32 `[B, T]`.
+    """
+    whiten = partial(masked_whiten, bessel=config.conventions.variance == "sample")
+    shaped = whiten(rewards, value_mask, shift_mean=False) if config.whiten_rewards else rewards
+    advantages, returns = generalized_advantages(
+        shaped, values, value_mask, gamma=config.gamma, gae_lambda=config.gae_lambda
+    )
+    return whiten(advantages, mask) * mask, returns
+
+
+def make_experience(config, score, scalar, cut_ids: tuple[int, ...] = ()):
+    """`experience(policy, critic, reference, reward, rollout, kl_coef) -> (Experience, metrics)`.
+
+    `cut_ids` are those of `conventions.cut_at`.
+    """
+    choices = config.conventions
 
     @jax.jit
     def judge(log_probs, entropies, ref_log_probs, critic, reward, rollout: Rollout, kl_coef):
         mask = rollout.mask
-        values = response_values(scalar, critic, rollout)
-        raw_scores = reward_scores(scalar, reward, rollout)
+        value_mask = with_slot_after(mask) if choices.score_at == "after_end" else mask
+        values = response_values(scalar, critic, rollout, value_mask)
+        read = cut_replies(rollout, cut_ids, choices.cut_after) if cut_ids else rollout
+        raw_scores = reward_scores(scalar, reward, read)
         scores = eos_penalty(
-            raw_scores, rollout.ended, kind=config.missing_eos, penalty=config.missing_eos_penalty
+            raw_scores, read.ended, kind=config.missing_eos, penalty=config.missing_eos_penalty
         )
         rewards = token_rewards(
-            scores, log_probs, ref_log_probs, mask, kl_coef=kl_coef, kl_estimator=config.kl_estimator
+            scores,
+            log_probs,
+            ref_log_probs,
+            mask,
+            kl_coef=kl_coef,
+            kl_estimator=config.kl_estimator,
+            score_at=choices.score_at,
         )
-        shaped = masked_whiten(rewards, mask, shift_mean=False) if config.whiten_rewards else rewards
-        advantages, returns = generalized_advantages(
-            shaped, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda
-        )
+        advantages, returns = credit(config, rewards, values, mask, value_mask)
         kl_B = ((log_probs - ref_log_probs) * mask).sum(1)
         metrics = {
             "objective/kl": kl_B.mean(),
@@ -61,14 +98,13 @@ def make_experience(config, score, scalar):
             "objective/rlhf_reward": rewards.sum(1).mean(),
             "objective/kl_coef": kl_coef,
             "policy/entropy_avg": masked_mean(entropies, mask),
-            "val/num_eos_tokens": rollout.ended.sum().astype(jnp.float32),
+            "val/num_eos_tokens": read.ended.sum().astype(jnp.float32),
             "val/response_length": mask.sum(1).mean(),
             "val/empty_responses": empty_responses(mask).astype(jnp.float32),
             "val/sampler_gap": jnp.abs((log_probs - rollout.sampler_log_probs) * mask).max(),
-            "ppo/val/var_explained": explained_variance(values, returns, mask),
+            "ppo/val/var_explained": explained_variance(values, returns, value_mask),
         }
-        advantages = masked_whiten(advantages, mask) * mask
-        return Experience(rollout, log_probs, values, advantages, returns), metrics
+        return Experience(rollout, log_probs, values, value_mask, rewards, advantages, returns), metrics
 
     def experience(policy, critic, reference, reward, rollout: Rollout, kl_coef):
         # One program scores both: inside a larger one the compiler may fuse them differently, and the KL of
@@ -77,6 +113,22 @@ def make_experience(config, score, scalar):
         return judge(*score(policy, rollout), ref_log_probs, critic, reward, rollout, kl_coef)
 
     return experience
+
+
+def make_take(config):
+    """Jitted `take(experience, rows)`: the rows of a minibatch, whitened anew where each is by itself."""
+
+    @jax.jit
+    def take(made: Experience, rows) -> Experience:
+        part = jax.tree.map(lambda x: x[rows], made)
+        if config.conventions.whiten_over == "rollout":
+            return part
+        advantages, returns = credit(
+            config, part.rewards, part.old_values, part.rollout.mask, part.value_mask
+        )
+        return replace(part, advantages=advantages, returns=returns)
+
+    return take
 
 
 def make_policy_loss(config, language):
@@ -92,7 +144,7 @@ def make_policy_loss(config, language):
             e.advantages,
             e.rollout.mask,
             clip=config.clip,
-            denominator=totals["response"],
+            denominator=_denominator(config, e.rollout.mask, totals["response"]),
         )
         if config.ptx_coef:
             ptx, ptx_metrics = text_loss(params, batch["text"], totals["text"], key)
@@ -104,24 +156,30 @@ def make_policy_loss(config, language):
 
 
 def make_value_loss(config, scalar):
-    """Clipped squared error of the critic, additive over rows."""
+    """Clipped squared error of the critic times `value_coef`, additive over rows."""
 
     def loss_fn(params, batch, totals, key):
         e: Experience = batch["experience"]
-        values = response_values(scalar, params, e.rollout)
-        return value_loss(
-            values,
+        loss, metrics = value_loss(
+            response_values(scalar, params, e.rollout, e.value_mask),
             e.old_values,
             e.returns,
-            e.rollout.mask,
+            e.value_mask,
             clip=config.value_clip,
-            denominator=totals["response"],
+            denominator=_denominator(config, e.value_mask, totals["values"]),
         )
+        return config.conventions.value_coef * loss, metrics
 
     return loss_fn
 
 
+def _denominator(config, mask, whole):
+    """What a micro-batch's sum is divided by: the minibatch's count, or its own times their number."""
+    return whole if config.conventions.average_over == "minibatch" else mask.sum() * config.accumulate
+
+
 def count_totals(batch) -> dict[str, jax.Array]:
-    """Response tokens and text tokens of a minibatch."""
-    totals = {"response": batch["experience"].rollout.mask.sum()}
+    """Response tokens, values and text tokens of a minibatch."""
+    e: Experience = batch["experience"]
+    totals = {"response": e.rollout.mask.sum(), "values": e.value_mask.sum()}
     return totals | ({"text": count_tokens(batch["text"])} if "text" in batch else {})

@@ -13,11 +13,12 @@ from gptjax.data.quality import BadRows
 from gptjax.evaluation.judge import distinct_n, lexicon_scores
 from gptjax.evaluation.perplexity import first_bytes, heldout_rows, mean_loss
 from gptjax.generation.decode import left_pad
+from gptjax.stages.conventions import cut_ids
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import make_sum_loss
 from gptjax.stages.ppo_data import encode_prompts, read_prompts
-from gptjax.stages.rollout import Rollout, draw, response_log_probs, reward_scores
+from gptjax.stages.rollout import Rollout, cut_replies, draw, response_log_probs, reward_scores
 
 
 def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, folder: Path) -> dict:
@@ -35,12 +36,14 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
     tokens, mask = left_pad(prompts, tokenizer.pad_id, config.prompt_length)
     keys = jax.random.split(stage_key(config.seed, "ppo evaluation"), len(prompts))
     temperature = config.sampling.temperature
+    cuts, pad = cut_ids(config.conventions, tokenizer), tokenizer.pad_id
+    end = None if cuts else tokenizer.im_end_id
 
     @jax.jit
     def judge(policy):
-        end, pad = tokenizer.im_end_id, tokenizer.pad_id
         rollout = draw(language, policy, tokens, mask, keys, config.sampling, end, pad)
-        return rollout, reward_scores(reward.definition, reward.params, rollout)
+        read = cut_replies(rollout, cuts, config.conventions.cut_after) if cuts else rollout
+        return rollout, read, reward_scores(reward.definition, reward.params, read)
 
     @jax.jit
     def divergence(rollout: Rollout):
@@ -52,13 +55,13 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
     text_loss = held_out_text_loss(config, base)
     figures, replies = {}, {}
     for name, policy in (("reference", base.params), ("policy", params)):
-        rollout, scores = judge(policy)
-        replies[name] = texts_of(rollout, tokenizer)
+        rollout, read, scores = judge(policy)
+        replies[name] = texts_of(read, tokenizer)
         figures[name] = {
             "lexicon": float(np.mean(lexicon_scores(replies[name]))),
             "reward": float(jnp.mean(scores)),
             "distinct_2": distinct_n(replies[name]),
-            "ended": float(jnp.mean(rollout.ended)),
+            "ended": float(jnp.mean(read.ended)),
         } | text_loss(policy)
     figures["kl"] = float(jnp.mean(divergence(rollout)))
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
@@ -84,12 +87,9 @@ def heldout_prompts(config) -> list[Messages]:
 
 
 def texts_of(rollout: Rollout, tokenizer) -> list[str]:
-    """The replies as text, without their end-of-message token."""
-    lengths = np.asarray(rollout.mask).sum(1).astype(int) - np.asarray(rollout.ended)
-    return [
-        tokenizer.decode(ids[:n].tolist())
-        for ids, n in zip(np.asarray(rollout.response), lengths, strict=True)
-    ]
+    """The replies as text, without end-of-message tokens."""
+    rows = zip(np.asarray(rollout.response), np.asarray(rollout.mask) > 0, strict=True)
+    return [tokenizer.decode(ids[kept & (ids != tokenizer.im_end_id)].tolist()) for ids, kept in rows]
 
 
 def held_out_text_loss(config, base: TrainedModel):

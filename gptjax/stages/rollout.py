@@ -6,7 +6,7 @@ Prompts are padded on the left and responses on the right. Nothing is decoded an
 that were drawn are the ids that are scored. There are no sentinel values: what lies outside the mask is 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +46,10 @@ def draw(
     prompt_mask,
     keys,
     sampling: SamplingConfig,
-    end_id: int,
+    end_id: int | None,
     pad_id: int,
 ) -> Rollout:
-    """One reply per prompt, each with its own key."""
+    """One reply per prompt, each with its own key; with None for `end_id` all of `max_new_tokens` tokens."""
     out = decode(
         definition,
         params,
@@ -57,7 +57,7 @@ def draw(
         prompt_mask,
         keys,
         sampling=sampling,
-        stop_sequences=((end_id,),),
+        stop_sequences=() if end_id is None else ((end_id,),),
         pad_id=pad_id,
     )
     return Rollout(prompt, prompt_mask, out.tokens, out.mask, out.log_probs, out.stopped)
@@ -94,12 +94,32 @@ def response_log_probs(
     return jnp.where(inside, log_probs, 0.0), jnp.where(inside, entropy(logits_BxTxV, temperature), 0.0)
 
 
-def response_values(definition: ModelDefinition, params, rollout: Rollout) -> jax.Array:
-    """The critic's value of the state before each response token: float32 `[B, T]`, 0 outside the mask."""
+def cut_replies(rollout: Rollout, ids: tuple[int, ...], after: int) -> Rollout:
+    """The replies up to their first token out of `ids` at or after slot `after`, that token included.
+
+    `ended` says whether there is one; a reply without it stays whole. The tokens themselves stay: what lies
+    outside the mask is not read.
+
+    Source: Ziegler et al. 2019, code of lm-human-preferences, `postprocess_fn_from_hparams`.
+    """
+    slots = jnp.arange(rollout.response.shape[1])
+    found = jnp.isin(rollout.response, jnp.asarray(ids)) & (slots >= after) & (rollout.mask > 0)
+    before = jnp.cumsum(found, axis=1) - found
+    return replace(rollout, mask=jnp.where(before > 0, 0.0, rollout.mask), ended=found.any(1))
+
+
+def response_values(
+    definition: ModelDefinition, params, rollout: Rollout, mask: jax.Array | None = None
+) -> jax.Array:
+    """The critic's value of the state before each response token: float32 `[B, T]`, 0 outside the mask.
+
+    The mask is the rollout's, unless another is given.
+    """
+    mask = rollout.mask if mask is None else mask
     inputs = sequences(rollout)
     scalars_BxL = definition.apply(params, inputs.pop("tokens_BxL"), **inputs)
     values = scalars_BxL[:, rollout.prompt.shape[1] - 1 : -1]
-    return jnp.where(rollout.mask > 0, values, 0.0)
+    return jnp.where(mask > 0, values, 0.0)
 
 
 def reward_scores(definition: ModelDefinition, params, rollout: Rollout) -> jax.Array:

@@ -16,8 +16,9 @@ class OptimizerConfig:
     """One optimiser.
 
     Attributes:
-        kind: "adamw", or "muon" (orthogonalised momentum on the hidden matrices, AdamW on embeddings,
-            heads, biases and gains; Jordan et al. 2024).
+        kind: "adamw"; "adam_tf1", whose epsilon is not bias-corrected (`scale_by_adam_tf1`); or "muon"
+            (orthogonalised momentum on the hidden matrices, AdamW on embeddings, heads, biases and gains;
+            Jordan et al. 2024).
         learning_rate: peak, reached after the warm-up.
         schedule: "cosine" or "linear" fall from the peak to `final_fraction` of it when the run ends;
             "constant" stays at the peak; "noam" is `peak * min(sqrt(warmup / step), step / warmup)`
@@ -33,7 +34,7 @@ class OptimizerConfig:
         muon_learning_rate: peak of the hidden matrices' rate when kind is "muon".
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: Literal["adamw", "adam_tf1", "muon"] = "adamw"
     learning_rate: Positive = 6e-4
     schedule: Literal["cosine", "linear", "constant", "noam"] = "cosine"
     warmup_steps: Natural = 0
@@ -97,8 +98,9 @@ def make_optimizer(
     """
     rate = make_schedule(config, steps)
     decay_mask = jax.tree.map(lambda names: len(_own_axes(names)) >= 2, axes, is_leaf=_is_names)
+    adam = scale_by_adam_tf1 if config.kind == "adam_tf1" else optax.scale_by_adam
     update = optax.chain(
-        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        adam(config.b1, config.b2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(lambda count: rate(clock(count))),
     )
@@ -107,6 +109,28 @@ def make_optimizer(
     if config.clip_norm is None:
         return update
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def scale_by_adam_tf1(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
+    """Adam as in TensorFlow 1, whose epsilon is not bias-corrected.
+
+    ``sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + epsilon)``; Adam proper has ``m' / (sqrt(v') + epsilon)``
+    with the corrected moments m' and v', as if epsilon here were ``epsilon * sqrt(1 - b2^t)``. Where
+    gradients are about as small as epsilon, the first steps are therefore smaller here: at b2 = 0.999,
+    epsilon = 1e-5 and a gradient of 1e-6 the first is 29 times smaller.
+
+    Source: Kingma and Ba 2015, the form at the end of section 2; Huang et al. 2024 (arXiv 2403.17031).
+    """
+
+    def update(gradient, state, params=None):
+        mu = optax.tree.update_moment(gradient, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(gradient, state.nu, b2, 2)
+        count = optax.safe_increment(state.count)
+        correction = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        steps = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return steps, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, epsilon).init, update)
 
 
 def _with_muon(adam, config, steps, axes, clock):

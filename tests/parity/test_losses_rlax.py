@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ppo_twin import Choices, credit
 
 from gptjax.losses.ppo import policy_loss
 from gptjax.losses.rewards import generalized_advantages
@@ -24,6 +25,19 @@ def test_generalized_advantages(gamma, gae_lambda):
         )
         np.testing.assert_allclose(advantages[row, :n], expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(advantages[row, n:], 0)
+
+
+def test_the_twin_of_the_conventions():
+    """Returns, which are the advantages before whitening plus values."""
+    rng = np.random.default_rng(2)
+    rows = [{"r": rng.normal(size=n), "v": rng.normal(size=n), "n": n} for n in (9, 1, 5)]
+    _, returns = credit(Choices(gamma=0.9, lam=0.5), rows)
+    for row, found in zip(rows, returns, strict=True):
+        values = jnp.asarray(np.append(row["v"], 0.0))
+        expected = rlax.truncated_generalized_advantage_estimation(
+            jnp.asarray(row["r"]), jnp.full(row["n"], 0.9), 0.5, values
+        )
+        np.testing.assert_allclose(found, expected + row["v"], rtol=1e-5, atol=1e-6)
 
 
 def test_clipped_surrogate_and_its_gradient():
