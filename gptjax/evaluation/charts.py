@@ -92,9 +92,9 @@ def write_comparison(
 
     Args:
         path: the file.
-        panels: metric -> arm -> (the figure of every seed, the interval of their mean).
+        panels: metric -> arm -> (the figure of every seed, the interval of their mean); the first is black.
     """
-    figure = _figure(6.4, sum(0.9 + 0.36 * len(rows) for rows in panels.values()))
+    figure = _figure(6.4, 0.3 + sum(0.9 + 0.36 * len(rows) for rows in panels.values()))
     grid = figure.subplots(
         len(panels), squeeze=False, height_ratios=[len(rows) + 1 for rows in panels.values()]
     )
@@ -109,6 +109,8 @@ def write_comparison(
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(metric, fontsize=9)
         _plain(axes)
+    legend = "diamond: mean; bar: its 95 % bootstrap interval; dots: seeds; black: the baseline"
+    figure.supxlabel(legend, fontsize=8, color="#666")
     kind = path.suffix.lower().removeprefix(".")
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "svg":

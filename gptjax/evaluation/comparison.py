@@ -41,7 +41,8 @@ def write_comparison(
         arms = measure(folders, metric)
         chosen = choose_baseline(arms, baseline or of_sweep)
         tables.append(comparison_table(arms, chosen))
-        panels[metric] = {arm.name: (list(arm.values.values()), arm.interval) for arm in arms}
+        drawn = sorted(arms, key=lambda arm: arm is not chosen)
+        panels[metric] = {arm.name: (list(arm.values.values()), arm.interval) for arm in drawn}
         print(f"## {metric}\n\n{markdown_table(tables[-1])}\n")
         for sentence in remarks(arms, chosen, folders):
             print(sentence)

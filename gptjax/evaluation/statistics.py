@@ -97,7 +97,7 @@ def sign_flip_test(differences_n: Sequence[float], draws: int = 100_000, seed: i
         seed: of the draws.
 
     Returns:
-        p in [2^(1 - n), 1].
+        p in [2^(1 - n), 1]; nan where a difference is.
 
     Source: Fisher 1935, The Design of Experiments, section 21.
 
@@ -112,6 +112,8 @@ def sign_flip_test(differences_n: Sequence[float], draws: int = 100_000, seed: i
     else:
         flipped = np.random.default_rng(seed).integers(0, 2, (draws, n), dtype=np.int8)
         flipped = np.concatenate([np.zeros((1, n), np.int8), flipped])
+    if np.isnan(differences).any():
+        return math.nan
     sums = np.abs((1 - 2 * flipped) @ differences)
     # The same sum added up with other signs differs in the last bits.
     return float(np.mean(sums >= np.abs(differences.sum()) - 1e-12 * np.abs(differences).sum()))
