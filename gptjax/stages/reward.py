@@ -7,9 +7,11 @@ Legend: G groups (prompts), K completions of a group, R rows, L length.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from gptjax.data.ratings import load_ratings, split_ratings
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import require
 from gptjax.evaluation import calibration
+from gptjax.losses.listwise import best_of_n_loss, plackett_luce_loss
 from gptjax.losses.ranking import pair_matrix, ranking_loss
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import ScalarModel
@@ -50,7 +53,9 @@ class RewardConfig:
         source: "ratings", or a path to JSONL preferences.
         groups: prompts with rankings to draw from "ratings".
         k_min, k_max: completions per prompt, 4 to 9 in InstructGPT.
-        margin_scale: reward units asked for per unit of human score; 0 asks for the order only.
+        loss: "pairs", every pair of a prompt; "plackett_luce", the ranking as a row of choices; "best_of_n",
+            the best alone.
+        margin_scale: reward units asked for per unit of human score, of "pairs"; 0 asks for the order only.
         clear_gap: difference of human means from which a held-out pair counts as clear.
         optimizer, mesh: see their classes.
         dropout: rate during training.
@@ -65,6 +70,7 @@ class RewardConfig:
     groups: Count = 3000
     k_min: Count = 4
     k_max: Count = 9
+    loss: Literal["pairs", "plackett_luce", "best_of_n"] = "pairs"
     margin_scale: NonNegative = 0.0
     clear_gap: NonNegative = 1.0
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -83,6 +89,10 @@ class RewardConfig:
             raise ValueError(
                 f"k_min = {self.k_min} and k_max = {self.k_max} must satisfy 2 <= k_min <= k_max"
             )
+        if self.margin_scale and self.loss != "pairs":
+            raise ValueError(
+                f"margin_scale = {self.margin_scale} belongs to loss = 'pairs': set it to 0 for '{self.loss}'"
+            )
 
 
 def completion_rewards(definition: ModelDefinition, params, batch, key=None) -> jax.Array:
@@ -93,14 +103,17 @@ def completion_rewards(definition: ModelDefinition, params, batch, key=None) -> 
     return scalars_RxL[batch["end_row"], batch["end_column"]]
 
 
-def make_reward_loss(definition: ModelDefinition, margin_scale: float):
-    """`loss(params, batch, total, key)`: the ranking loss, additive over groups when divided by `total`."""
+def make_reward_loss(definition: ModelDefinition, margin_scale: float, loss: str = "pairs"):
+    """`loss(params, batch, total, key)`: a loss on rankings, additive over groups when divided by `total`."""
+    losses = {
+        "pairs": functools.partial(ranking_loss, margin_scale=margin_scale),
+        "plackett_luce": plackett_luce_loss,
+        "best_of_n": best_of_n_loss,
+    }
 
     def loss_fn(params, batch, total, key):
         rewards_GxK = completion_rewards(definition, params, batch, key)
-        return ranking_loss(
-            rewards_GxK, batch["scores"], batch["valid"], margin_scale=margin_scale, denominator=total
-        )
+        return losses[loss](rewards_GxK, batch["scores"], batch["valid"], denominator=total)
 
     return loss_fn
 
@@ -190,7 +203,7 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     steps = len(order)
     optimizer = make_optimizer(config.optimizer, steps, definition.axes)
     state = create_state(definition, optimizer, mesh, params=params)
-    loss_fn = make_reward_loss(definition, config.margin_scale)
+    loss_fn = make_reward_loss(definition, config.margin_scale, config.loss)
     step = make_train_step(loss_fn, count_groups, optimizer, accumulate=config.accumulate)
     print(
         f"reward: {len(train.tokens)} prompts, {steps} steps of {rows} rows x {config.length} tokens",
