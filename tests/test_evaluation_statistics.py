@@ -68,7 +68,9 @@ def test_signs_by_hand():
     assert sign_flip_test([-1.0, 2.0, 3.0]) == 4 / 8
     assert sign_flip_test([0.0, 0.0]) == 1.0
     assert sign_flip_test([5.0]) == 1.0
-    assert np.isnan(sign_flip_test([1.0, np.nan])) and not paired_difference([np.nan] * 9, [0] * 9).significant
+    assert (
+        np.isnan(sign_flip_test([1.0, np.nan])) and not paired_difference([np.nan] * 9, [0] * 9).significant
+    )
 
 
 @pytest.mark.parametrize("count", [4, 9])

@@ -22,10 +22,10 @@ def plackett_luce_loss(
     ``loss = mean over groups of mean over k of -log(exp(r_k) / (exp(r_k) + sum over j of exp(r_j)))``
 
     where k runs over the completions that have a worse one, and j over those with s_j < s_k. Without ties the
-    sum over k is minus the
-    log-probability of the ranking under Plackett and Luce; the mean over its K - 1 choices lets every group
-    weigh the same. A tie is not ordered: a completion is chosen among itself and those that are worse, and
-    its equals stand by. With K = 2 this is the loss of pairs; a group without a choice has no weight.
+    sum over k is minus the log-probability of the ranking under Plackett and Luce; the mean over its K - 1
+    choices lets every group weigh the same. A tie is not ordered: a completion is chosen among itself and
+    those that are worse, and its equals stand by. With K = 2 this is the loss of pairs; a group without a
+    choice has no weight.
 
     Args:
         rewards_GxK: [G, K] floating, what the model gives; anything where not valid.

@@ -2,7 +2,7 @@
 
 Each batch element is a prompt with its K ranked completions; every completion is run through the model
 once, packed with others into rows, and all C(K, 2) pairs of the prompt are compared.
-Read top to bottom: configuration, data, loss, evaluation, run.
+Read top to bottom: configuration, data, loss, run; what is measured is in `reward_evaluation.py`.
 Legend: G groups (prompts), K completions of a group, R rows, L length.
 """
 
@@ -18,12 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.config import configclass
-from gptjax.data.preferences import RankedArrays, RankedReplies, encode_ranked, pack_ranked
+from gptjax.data.preferences import RankedArrays, encode_ranked, pack_ranked
 from gptjax.data.quality import BadRows
-from gptjax.data.ratings import load_ratings, split_ratings
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import require
-from gptjax.evaluation import calibration
 from gptjax.losses.listwise import best_of_n_loss, plackett_luce_loss
 from gptjax.losses.ranking import pair_matrix, ranking_loss
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
@@ -34,6 +32,7 @@ from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.handover import check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.reward_data import read_groups, rows_needed
+from gptjax.stages.reward_evaluation import bag_of_words_accuracy, evaluate
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import seconds_spent
@@ -134,49 +133,6 @@ def score_all(definition: ModelDefinition, params, arrays: RankedArrays, config:
     return np.concatenate(parts)[: len(arrays.tokens)] * (arrays.lengths > 0)
 
 
-def evaluate(rewards_GxK: np.ndarray, arrays: RankedArrays, config: RewardConfig) -> dict:
-    """Held-out accuracy, calibration and the "longer wins" baseline.
-
-    The temperature of the calibration is fitted on the even prompts and judged on the odd ones.
-    """
-    valid = arrays.lengths > 0
-    even, odd = (np.arange(len(valid)) % 2 == parity for parity in (0, 1))
-    every = calibration.make_pairs(arrays.scores, valid)
-    clear = calibration.make_pairs(arrays.scores, valid, config.clear_gap)
-    fitted = calibration.make_pairs(arrays.scores, valid & even[:, None])
-    judged = calibration.make_pairs(arrays.scores, valid & odd[:, None])
-    temperature = calibration.fit_temperature(fitted.difference(rewards_GxK))
-    raw, table = (
-        calibration.reliability(*calibration.confidence(judged.difference(rewards_GxK), t))
-        for t in (1.0, temperature)
-    )
-    lengths = arrays.lengths.astype(np.float64)
-    return {
-        "accuracy": calibration.pair_accuracy(rewards_GxK, every),
-        "accuracy_clear": calibration.pair_accuracy(rewards_GxK, clear),
-        "longer_wins_clear": calibration.pair_accuracy(lengths, clear),
-        "pairs": len(every.gap),
-        "pairs_clear": len(clear.gap),
-        "temperature": temperature,
-        "ece_raw": calibration.expected_calibration_error(raw),
-        "ece": calibration.expected_calibration_error(table),
-        "reliability": table,
-    }
-
-
-def bag_of_words_accuracy(groups: list[RankedReplies], arrays: RankedArrays, config: RewardConfig) -> float:
-    """Accuracy of the linear baseline on the clear held-out pairs of the rated texts."""
-    train = split_ratings(load_ratings())[0]
-    texts = [text for group in groups for text in group.completions]
-    flat = calibration.bag_of_words_scores([t.text for t in train], [t.mean for t in train], texts)
-    values, start = np.zeros(arrays.scores.shape), 0
-    for g, group in enumerate(groups):
-        values[g, : len(group.completions)] = flat[start : start + len(group.completions)]
-        start += len(group.completions)
-    valid = arrays.lengths > 0
-    return calibration.pair_accuracy(values, calibration.make_pairs(arrays.scores, valid, config.clear_gap))
-
-
 def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
     """Trains the reward model and leaves it, centred on the demonstrations, in `folder`.
 
@@ -227,9 +183,10 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     )
     state = run_loop(state, compile_step(step, mesh), batch_at, jax.random.fold_in(key, 1), settings)
 
-    figures = evaluate(score_all(definition, state.params, heldout, config), heldout, config)
+    rewards = score_all(definition, state.params, heldout, config)
+    figures = evaluate(rewards, heldout, heldout_groups, config.clear_gap)
     if config.source == "ratings":
-        figures["bag_of_words_clear"] = bag_of_words_accuracy(heldout_groups, heldout, config)
+        figures["bag_of_words_clear"] = bag_of_words_accuracy(heldout_groups, heldout, config.clear_gap)
     # The bias makes an average training completion worth 0, so that rewards mean "better or worse than the
     # data". Of the rated texts every one is a demonstration of fine-tuning as well.
     sample = RankedArrays(*(array[:CENTRING_PROMPTS] for array in train))
