@@ -85,7 +85,7 @@ SMALL = {
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
 ROADS = ("quickstart", "llama_style", "no_margin_of_safety", "my_blanks", "my_replies")
-MEASUREMENTS = ("my_zero_shot",)  # of the finished road, in full
+MEASUREMENTS = ("my_zero_shot", "my_probe")  # of the finished road, in full
 COMMANDS = [(page, command) for page in FILES for command in commands(page)]
 
 

@@ -68,8 +68,8 @@ def test_what_the_reader_must_know():
         "it takes 6 seeds.",
         "The bootstrap interval of 3 seeds is their range, which holds the mean about 75 times in 100, "
         "not 95.",
-        "Not finished: cut-1, cut-2.",
-        "Without this figure, or not finished: base.",
+        "Not finished, or without this figure: cut-1, cut-2.",
+        "Arms not finished, or without this figure: base.",
     ]
     other = Arm("other", {7: 1.0})
     assert comparison_table([PLAIN, other], PLAIN).rows[1][-1] == "no seed in common"
@@ -88,12 +88,12 @@ def test_arms_and_seeds_are_read_from_run_folders(workplace):
 
 
 def test_every_number_of_a_run_is_a_figure(tmp_path):
-    folder = make_run(tmp_path / "road", 1.0, models={"runs/a-0": {"perplexity": float("nan")}}, table=[1])
+    folder = make_run(tmp_path / "road", 1.0, models={"runs/a-0": {"perplexity": 3}}, ece=float("nan"))
     (folder / "reward").mkdir()
     (folder / "reward/done.json").write_text(json.dumps({"heldout": {"accuracy": 0.7}}))
     (folder / "results.json").write_text(json.dumps({"figures": [{"name": "PPO: gain", "value": 0.4}]}))
     found = figures(folder)
-    assert found.pop("models.runs/a-0.perplexity") != 0
+    assert found.pop("models.runs/a-0.perplexity") == 3
     assert found == {"heldout.loss": 1.0, "seconds": 2.0, "reward.heldout.accuracy": 0.7, "PPO: gain": 0.4}
     (arm,) = measure({"a": {0: folder}}, "models.runs/a-{seed}.perplexity")
     assert list(arm.values) == [0]

@@ -19,7 +19,7 @@ class Arm:
     Attributes:
         name: the arm.
         values: seed -> the figure.
-        missing: the seeds whose runs are not finished.
+        missing: the seeds whose runs are not finished or do not have it.
     """
 
     name: str
@@ -98,7 +98,7 @@ def measure(arms: Mapping[str, Mapping[int, Path]], metric: str) -> list[Arm]:
         known |= {key for values in found.values() if values for key in values}
         values = {seed: row[key] for seed, row in found.items() if row and (key := _key(metric, seed)) in row}
         if values:
-            measured.append(Arm(name, values, tuple(seed for seed, row in found.items() if not row)))
+            measured.append(Arm(name, values, tuple(seed for seed in folders if seed not in values)))
     if not known:
         raise ConfigError("none of these runs is finished: run their commands, or the sweep, again")
     if not measured:
@@ -107,7 +107,7 @@ def measure(arms: Mapping[str, Mapping[int, Path]], metric: str) -> list[Arm]:
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """Every number that a finished run found, by its dotted key; empty before it is finished."""
+    """Every number but nan that a finished run found, by its dotted key; empty before it is finished."""
     if not (folder / "done.json").exists():
         return {}
     found = {stage.parent.name: _read(stage) for stage in sorted(folder.glob("*/done.json"))}
@@ -115,9 +115,8 @@ def figures(folder: Path) -> dict[str, float]:
     results = folder / "results.json"
     if results.exists():
         found |= {figure["name"]: figure["value"] for figure in _read(results)["figures"]}
-    # "nan" and "inf" are written as they are, and are figures.
     flat = {key: value for key, value in flatten(found).items() if isinstance(value, int | float)}
-    return {key: float(value) for key, value in flat.items()}
+    return {key: float(value) for key, value in flat.items() if not math.isnan(value)}
 
 
 def choose_baseline(arms: Sequence[Arm], wanted: str) -> Arm:

@@ -94,13 +94,13 @@ def remarks(arms: Sequence[Arm], baseline: Arm, names: Iterable[str]) -> list[st
             f"{share:.0f} times in 100, not 95."
         )
     sentences += [
-        f"Not finished: {', '.join(f'{arm.name}-{seed}' for seed in arm.missing)}."
+        f"Not finished, or without this figure: {', '.join(f'{arm.name}-{seed}' for seed in arm.missing)}."
         for arm in arms
         if arm.missing
     ]
     absent = [name for name in names if name not in {arm.name for arm in arms}]
     if absent:
-        sentences.append(f"Without this figure, or not finished: {', '.join(absent)}.")
+        sentences.append(f"Arms not finished, or without this figure: {', '.join(absent)}.")
     return sentences
 
 

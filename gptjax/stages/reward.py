@@ -29,7 +29,7 @@ from gptjax.models.heads import ScalarModel
 from gptjax.ranges import BelowOne, Count, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.handover import check_fit, load_model, save_model
+from gptjax.stages.handover import check_fit, load_model, model_kind, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.reward_data import read_groups, rows_needed
 from gptjax.stages.reward_evaluation import bag_of_words_accuracy, evaluate
@@ -48,8 +48,10 @@ class RewardConfig:
     """Reward modelling on rankings.
 
     Attributes:
-        base: run folder of the fine-tuned model; its decoder is the trunk.
+        base: run folder of the fine-tuned model; its decoder is the trunk. Of a reward model, which goes on
+            with its head: preference-model pretraining on other rankings.
         source: "ratings", or a path to JSONL preferences.
+        half: which half of the training data is used; the other trains a judge that shares none of it.
         groups: prompts with rankings to draw from "ratings".
         k_min, k_max: completions per prompt, 4 to 9 in InstructGPT.
         loss: "pairs", every pair of a prompt; "plackett_luce", the ranking as a row of choices; "best_of_n",
@@ -66,6 +68,7 @@ class RewardConfig:
 
     base: str = ""
     source: str = "ratings"
+    half: Literal["both", "first", "second"] = "both"
     groups: Count = 3000
     k_min: Count = 4
     k_max: Count = 9
@@ -122,15 +125,20 @@ def count_groups(batch) -> jax.Array:
     return pair_matrix(batch["scores"], batch["valid"]).any((1, 2)).sum().astype(jnp.float32)
 
 
-def score_all(definition: ModelDefinition, params, arrays: RankedArrays, config: RewardConfig) -> np.ndarray:
-    """Rewards `[G, K]` of every completion; 0 where there is none."""
+def score_all(definition: ModelDefinition, params, arrays: RankedArrays, config) -> np.ndarray:
+    """Rewards `[G, K]` of every completion, 0 where there is none, in batches as the configuration says."""
     program = jax.jit(lambda p, batch: completion_rewards(definition, p, batch))
+    return over_batches(program, params, arrays, config) * (arrays.lengths > 0)
+
+
+def over_batches(program, params, arrays: RankedArrays, config) -> np.ndarray:
+    """`program(params, batch)` of all prompts, a batch at a time: `[G, K, ...]`."""
     order = np.arange(-(-len(arrays.tokens) // config.batch_size) * config.batch_size)
     index = np.minimum(order, len(arrays.tokens) - 1).reshape(-1, config.batch_size)
     # One part: with micro-batches `end_row` would count within each of them.
     rows = rows_needed(arrays, index, config.length, 1, config.mesh)
     parts = [np.asarray(program(params, pack_ranked(arrays, i, config.length, rows))) for i in index]
-    return np.concatenate(parts)[: len(arrays.tokens)] * (arrays.lengths > 0)
+    return np.concatenate(parts)[: len(arrays.tokens)]
 
 
 def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
@@ -145,7 +153,8 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     if config.source == "ratings":
         require("sklearn")
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
-    base = load_model(config.base, mesh, "language")
+    goes_on = model_kind(config.base) == "scalar"
+    base = load_model(config.base, mesh, "scalar" if goes_on else "language")
     check_fit({"length": config.length}, {config.base: base})
     train_groups, heldout_groups = read_groups(config)
     train = encode(train_groups, base.tokenizer, config, "training rankings")
@@ -155,7 +164,8 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
 
     definition = ModelDefinition(ScalarModel, trunk_config(base.definition.config, config.dropout))
     key = stage_key(config.seed, "reward")
-    params = jax.jit(definition.initialise)(jax.random.fold_in(key, 0)) | {"decoder": base.params["decoder"]}
+    fresh = jax.jit(definition.initialise)(jax.random.fold_in(key, 0))
+    params = base.params if goes_on else fresh | {"decoder": base.params["decoder"]}
     steps = len(order)
     optimizer = make_optimizer(config.optimizer, steps, definition.axes)
     state = create_state(definition, optimizer, mesh, params=params)
