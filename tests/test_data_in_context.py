@@ -4,32 +4,40 @@ import numpy as np
 import pytest
 
 from gptjax.data.corpora import read_documents
-from gptjax.data.in_context import DIGITS, LETTERS, RECALL_KEYS, TASKS, questions, recall_text
+from gptjax.data.in_context import DIGITS, LETTERS, TASKS, best_guess, majority_text, questions
 
 
-def pairs(text):
-    return [(word[0], word[1:]) for word in text.split()]
+def test_half_of_a_text_s_pairs_show_its_own_digit():
+    shares = []
+    for seed in range(200):
+        text = majority_text(np.random.default_rng(seed), pairs=50)
+        words = text.split()
+        assert len(words) == 50 and {word[0] for word in words} <= set(LETTERS)
+        digits = [word[1:] for word in words]
+        assert set(digits) <= set(DIGITS)
+        shares.append(max(map(digits.count, digits)) / 50)
+    assert abs(np.mean(shares) - 0.55) < 0.02
 
 
-def test_a_recall_text_gives_each_letter_one_digit():
-    for seed in range(20):
-        text = recall_text(np.random.default_rng(seed))
-        found = pairs(text)
-        assert len(found) == 20 and len(set(found)) == len(dict(found)) <= RECALL_KEYS
-        assert set(dict(found)) <= set(LETTERS) and set(dict(found).values()) <= set(DIGITS)
+def test_the_best_guess_by_hand():
+    assert best_guess("") == pytest.approx(0.1)
+    after_one = 0.55 * 0.55 + 9 * 0.05 * 0.05
+    assert best_guess("3") == pytest.approx(after_one)
+    twice = (0.55**2 * 0.55 + 9 * 0.05**2 * 0.05) / (0.55**2 + 9 * 0.05**2)
+    assert best_guess("33") == pytest.approx(twice)
+    assert best_guess("33") > best_guess("34") > best_guess("")
+    assert best_guess("3" * 30) == pytest.approx(0.55)
 
 
 @pytest.mark.parametrize("shots", [0, 1, 4, 16])
-def test_a_recall_question_can_be_answered_if_its_letter_is_listed(shots):
-    asked = questions("recall", shots, 400, seed=0)
+def test_the_best_reader_is_right_as_often_as_promised(shots):
+    asked = questions("majority", shots, 2000, seed=0)
+    right = []
     for question in asked:
-        *listed, (letter, _) = pairs(question.prompt)
-        assert len(listed) == shots and question.answer in question.choices
-        listed = dict(listed)
-        assert question.best == (1.0 if letter in listed else 0.1)
-        assert letter not in listed or listed[letter] == question.answer
-    unseen = (1 - 1 / RECALL_KEYS) ** shots
-    assert abs(np.mean([q.best for q in asked]) - (1 - 0.9 * unseen)) < 0.06
+        digits = question.prompt[2::3]
+        assert len(question.prompt) == 3 * shots + 2 and question.answer in question.choices
+        right.append(question.answer == (max(digits, key=digits.count) if digits else "0"))
+    assert abs(np.mean(right) - np.mean([q.best for q in asked])) < 0.035
 
 
 def test_addition_is_in_the_paper_s_form():
@@ -48,6 +56,6 @@ def test_questions_are_a_function_of_their_arguments(task):
 
 
 def test_the_texts_to_train_on_are_split():
-    train, heldout = (read_documents("recall", split=split) for split in ("train", "heldout"))
+    train, heldout = (read_documents("majority", split=split) for split in ("train", "heldout"))
     assert len(train) == 20_000 and len(heldout) == 300
     assert not {d.text for d in train} & {d.text for d in heldout}

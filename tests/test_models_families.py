@@ -10,6 +10,7 @@ from gptjax.config import ConfigError
 from gptjax.models.families import gpt2, llama, llama2, llama3
 from gptjax.models.functional import ModelDefinition, layer_parameters, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel, ScalarModel
+from gptjax.models.matmul import TransposedMatrix
 from gptjax.sharding.rules import RULES
 
 TINY = {"vocab_size": 40, "context_length": 12, "width": 16, "layers": 3, "heads": 4}
@@ -137,6 +138,19 @@ def test_layer_parameters_are_the_slices_of_the_stack(definition):
     for i, layer in enumerate(layers):
         stacked = params["decoder"]["blocks"]
         assert jax.tree.all(jax.tree.map(lambda a, b, i=i: (a == b[i]).all(), layer, stacked))
+
+
+def test_for_one_row_the_linear_maps_are_transposed_and_nothing_else(definition):
+    params = jax.jit(definition.initialise)(jax.random.key(0))
+    found = 0
+    for plain, single in zip(layer_parameters(params, 2), layer_parameters(params, 1), strict=True):
+        single = jax.tree.leaves_with_path(single, is_leaf=lambda x: isinstance(x, TransposedMatrix))
+        for (path, ours), theirs in zip(single, jax.tree.leaves(plain), strict=True):
+            is_map = path[-1].key == "kernel"
+            assert isinstance(ours, TransposedMatrix) == is_map
+            assert ((ours.weight_OxI.T if is_map else ours) == theirs).all()
+            found += is_map
+    assert found >= 3 * 6
 
 
 def test_flops_per_token_by_hand():

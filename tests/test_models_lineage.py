@@ -1,6 +1,6 @@
 """The systems of the lineage against stored numbers of torch's implementations, and their published sizes.
 
-The numbers are written by `UPDATE_GOLDEN=1 pytest tests/parity/test_models_lineage.py`, from torch's logits.
+The numbers come from torch's logits by `UPDATE_GOLDEN=1 pytest tests/parity/test_models_published.py`.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.models.matmul import matmul, scores_product, values_product
+from gptjax.models.matmul import TransposedMatrix, matmul, scores_product, values_product
 
 CASES = {
     "matmul": (matmul, lambda x, w: x @ w, (3, 5, 8), (8, 6)),
@@ -49,6 +49,15 @@ def test_bfloat16_is_wrong_by_its_rounding_alone(case):
         error = np.abs(mine - true)
         assert (error <= bound * size).all()
         assert error.max() > 1e-4, "the operands were not rounded at all"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_transposed_weight_gives_the_same_product(dtype):
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((1, 1, 8), (8, 6)))
+    ours = TransposedMatrix(weight.T).after(x, dtype)
+    np.testing.assert_allclose(ours, matmul(x, weight, dtype), rtol=1e-6, atol=1e-6)
+    assert ours.dtype == jnp.float32
 
 
 def test_bfloat16_operands_are_accumulated_in_float32():

@@ -225,8 +225,9 @@ def test_decoding_makes_one_map_at_a_time():
     tokens, mask = left_pad([[1, 2, 3]], 36, 4)
     begin = partial(prefill, definition, new_tokens=4, pad_id=36)
     go_on = partial(advance, definition, sampling=SamplingConfig(temperature=0.0), stop_sequences=())
-    inputs = small, tokens, mask, jax.eval_shape(lambda: request_keys([0]))
-    state, layers = jax.eval_shape(begin, *inputs), jax.eval_shape(layer_parameters, small)
+    layers = jax.eval_shape(partial(layer_parameters, rows=1), small)
+    inputs = small, layers, tokens, mask, jax.eval_shape(lambda: request_keys([0]))
+    state = jax.eval_shape(begin, *inputs)
     programs = {
         "prefill": jax.jit(begin).lower(*inputs),
         "advance": jax.jit(go_on).lower(small, layers, state, jnp.int32(4)),

@@ -20,6 +20,7 @@ from gptjax.models.families import chatglm
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.glm import GLM
 from gptjax.runs import read_done
+from gptjax.serving.chat_model import load_chat_model
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import infill, infill_chat
 from gptjax.stages.handover import load_model
@@ -140,6 +141,21 @@ def test_fine_tuning_counts_replies_and_writes_some(work):
     assert all((sample["prompt"], sample["expected"]) in known for sample in samples)
     model = load_model(root / "chat", make_mesh(MeshConfig()), "glm")
     assert BlankIds.after(model.tokenizer.vocab_size).end == model.definition.config.vocab_size - 1
+
+
+def test_the_assistant_answers_in_the_chat_as_in_its_samples(work):
+    root, _, config = work
+    chat = load_chat_model(root / "chat")
+    settings = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 5, "seed": 0}
+    for line in (root / "chat" / "samples.jsonl").read_text("utf-8").splitlines():
+        sample = json.loads(line)
+        question = [{"role": "user", "content": sample["prompt"]}]
+        assert "".join(chat.stream(question, **settings)) == sample["reply"]
+        assert chat.prompt_length(question) == len(chat._tokenizer.encode(sample["prompt"])) + 1
+    with pytest.raises(ConfigError, match="takes .* tokens, but the model has a context length of 128"):
+        "".join(chat.stream([{"role": "user", "content": "snow " * 200}], **settings))
+    with pytest.raises(DataError, match="no place for a system message"):
+        "".join(chat.stream([{"role": "system", "content": "Sing."}, *question], **settings))
 
 
 def test_the_page_has_the_keys_and_figures_of_the_code(work):

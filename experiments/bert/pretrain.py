@@ -17,15 +17,15 @@ def config() -> MaskedConfig:
     """The configuration of the run."""
     return MaskedConfig(
         model=bert("tiny", vocab_size=2048, context_length=64, dropout=0.0, loop="unroll"),
-        corpora={"ratings": 0.8, "pydoc": 0.2},
+        corpora={"ratings": 0.9, "pydoc": 0.1},
         masking=MaskingConfig(max_predictions=10, copies=1),
         length=64,
         batch_size=32,
-        steps=300,
+        steps=1200,
         optimizer=OptimizerConfig(
-            kind="muon", learning_rate=3e-3, muon_learning_rate=0.01, warmup_steps=30, weight_decay=0.01
+            kind="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=30, weight_decay=0.01
         ),
-        save_every=300,
-        eval_every=100,
+        save_every=400,
+        eval_every=400,
         heldout_bytes=100_000,
     )

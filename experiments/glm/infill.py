@@ -24,9 +24,9 @@ def config() -> InfillConfig:
         objectives={"token": 1.0},
         length=128,
         batch_size=16,
-        steps=300,
+        steps=1000,
         optimizer=OptimizerConfig(
             kind="muon", learning_rate=3e-3, muon_learning_rate=0.02, weight_decay=0.05, warmup_steps=20
         ),
-        eval_every=100,
+        eval_every=500,
     )

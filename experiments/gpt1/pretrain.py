@@ -18,11 +18,11 @@ def config() -> PretrainConfig:
         corpora={"ratings": 1.0},
         length=64,
         batch_size=32,
-        steps=300,
+        steps=1200,
         optimizer=OptimizerConfig(
-            kind="muon", learning_rate=3e-3, muon_learning_rate=0.01, warmup_steps=30, weight_decay=0.01
+            kind="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=30, weight_decay=0.01
         ),
-        save_every=300,
-        eval_every=100,
+        save_every=400,
+        eval_every=400,
         heldout_bytes=100_000,
     )

@@ -13,8 +13,8 @@ def config() -> ZeroShotConfig:
     """The configuration of the measurement."""
     return ZeroShotConfig(
         models=("runs/gpt3/small", "runs/gpt3/medium", "runs/gpt3/large", "runs/gpt3/banded"),
-        task="recall",
+        task="majority",
         shots=(0, 1, 2, 4, 8, 16),
-        questions=100,
+        questions=200,
         length=64,
     )

@@ -1,6 +1,6 @@
 """The largest of three GPT-3 models, dense, on text and on lists that only the context explains.
 
-Seven tenths of the rows are lists of pairs, each list with digits of its own
+Half of the rows are lists of pairs, each list with a digit of its own
 (`gptjax/data/in_context.py`): text alone teaches a model of this size no in-context learning that could be
 measured. As in the paper the batch grows over the first tokens, the learning rate falls to a tenth by tokens,
 and documents are packed with a separator that attention crosses.
@@ -25,18 +25,18 @@ def config() -> PretrainConfig:
             vocab_size=512,
             context_length=64,
             width=64,
-            layers=4,
+            layers=2,
             heads=4,
             attention_band=None,
             loop="unroll",
         ),
-        corpora={"shakespeare": 0.15, "ratings": 0.15, "recall": 0.7},
+        corpora={"shakespeare": 0.25, "ratings": 0.25, "majority": 0.5},
         length=64,
         batch_size=16,
-        ramp=BatchRamp(start=4, tokens=50_000, sizes=4),
-        steps=840,
+        ramp=BatchRamp(start=4, tokens=25_000, sizes=4),
+        steps=440,
         optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=20),
-        eval_every=70,
+        eval_every=55,
         heldout_bytes=50_000,
         compressors=False,
     )

@@ -1,4 +1,4 @@
-"""The largest model with the full batch from the first step, at equal tokens (to 0.1 %).
+"""The largest model with the full batch from the first step, at equal tokens.
 
 Paper: Brown et al. 2020, appendix B: the batch grows over the first tokens; no figures without.
 Expected: not measured yet.
@@ -14,4 +14,4 @@ from gptjax.stages.pretrain import PretrainConfig
 
 def config() -> PretrainConfig:
     """The configuration of the run."""
-    return replace(large(), ramp=None, steps=769)
+    return replace(large(), ramp=None, steps=404)

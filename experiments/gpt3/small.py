@@ -1,4 +1,4 @@
-"""The smallest of three GPT-3 models: one layer, which cannot look up what followed an earlier token.
+"""The smallest of three GPT-3 models.
 
 Paper: Brown et al. 2020, section 2 and figure 1.2 (larger models make more of the examples in their context).
 Expected: not measured yet.
@@ -14,4 +14,4 @@ from gptjax.stages.pretrain import PretrainConfig
 
 def config() -> PretrainConfig:
     """The configuration of the run."""
-    return replace(large(), model=replace(large().model, layers=1))
+    return replace(large(), model=replace(large().model, width=16, layers=1))

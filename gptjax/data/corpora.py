@@ -84,10 +84,10 @@ def _read_stdlib() -> tuple[list[Document], BadRows]:
     return code_documents(stdlib_files(), "stdlib/", counts), counts
 
 
-def recall(split: Split, bad_rows: BadRows) -> list[Document]:
+def majority(split: Split, bad_rows: BadRows) -> list[Document]:
     """Generated lists of pairs, to be learnt within each of them (`data/in_context.py`)."""
-    texts = in_context.recall_texts(split)
-    return [Document(text, f"recall/{split}/{number}") for number, text in enumerate(texts)]
+    texts = in_context.majority_texts(split)
+    return [Document(text, f"majority/{split}/{number}") for number, text in enumerate(texts)]
 
 
 BUNDLED = {
@@ -95,7 +95,7 @@ BUNDLED = {
     "pydoc": pydoc,
     "ratings": rated_texts,
     "stdlib": stdlib,
-    "recall": recall,
+    "majority": majority,
 }
 
 

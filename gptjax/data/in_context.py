@@ -1,7 +1,7 @@
 """Tasks that are learnt from examples in the context alone (Brown et al. 2020, sections 1 and 3.9).
 
-Recall: a text gives each of a few letters a random digit and lists pairs of them; a letter that has been
-listed can be answered, one that has not can only be guessed. Nothing about the digits can be learnt by heart.
+Majority: a text has a digit of its own, which half of its pairs show while the others show any. The more
+pairs have been read, the better the next can be told; nothing about the digit can be learnt by heart.
 Addition: GPT-3's questions about sums.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 
 LETTERS = "abcdefghij"
 DIGITS = "0123456789"
-RECALL_KEYS = 4
-RECALL_PAIRS = 20
-RECALL_TEXTS = {"train": 20_000, "heldout": 300}
+OWN_SHARE = 0.5
+PAIRS = 20
+TEXTS = {"train": 20_000, "heldout": 300}
 
 
 @dataclass(frozen=True)
@@ -34,29 +34,40 @@ class Question:
     best: float = 1.0
 
 
-def recall_text(rng: np.random.Generator, keys: int = RECALL_KEYS, pairs: int = RECALL_PAIRS) -> str:
-    """A list of pairs such as " c3 d7 c3": `keys` letters with a random digit each, drawn evenly."""
-    letters = rng.choice(list(LETTERS), keys, replace=False)
-    digits = rng.choice(list(DIGITS), keys)
-    return "".join(f" {letters[i]}{digits[i]}" for i in rng.integers(0, keys, pairs))
+def majority_text(rng: np.random.Generator, pairs: int = PAIRS) -> str:
+    """Pairs such as " c3 d7 a3": any letter, and the text's own digit or, as often, any digit."""
+    own, any_digit = rng.integers(0, 10), rng.integers(0, 10, pairs)
+    digits = np.where(rng.random(pairs) < OWN_SHARE, own, any_digit)
+    letters = rng.choice(list(LETTERS), pairs)
+    return "".join(f" {letter}{digit}" for letter, digit in zip(letters, digits, strict=True))
 
 
-def recall_texts(split: str) -> list[str]:
+def majority_texts(split: str) -> list[str]:
     """The generated texts of a split: the same on every call, the splits' seeds apart."""
     rng = np.random.default_rng([0, split == "heldout"])
-    return [recall_text(rng) for _ in range(RECALL_TEXTS[split])]
+    return [majority_text(rng) for _ in range(TEXTS[split])]
 
 
-def recall_question(rng: np.random.Generator, shots: int) -> Question:
-    """A letter of a fresh text after `shots` pairs of it; answerable if it is among them, else one in ten."""
-    text = recall_text(rng, pairs=shots + 1)
+def best_guess(digits: str) -> float:
+    """Probability that the most probable next digit of a text comes, after these.
+
+    `p(next | digits) = sum over d of p(d | digits) p(next | d)`, d the text's own digit, evenly distributed.
+    """
+    miss = (1 - OWN_SHARE) / len(DIGITS)
+    shows = np.full((10, 10), miss) + OWN_SHARE * np.eye(10)  # own digit, shown digit
+    posterior = np.prod([shows[:, int(digit)] for digit in digits], axis=0) * np.ones(10)
+    return float((posterior / posterior.sum() @ shows).max())
+
+
+def majority_question(rng: np.random.Generator, shots: int) -> Question:
+    """The digit of the next pair of a fresh text after `shots` pairs of it."""
+    text = majority_text(rng, pairs=shots + 1)
     prompt, digit = text[:-1], text[-1]
-    known = prompt[-1] in prompt[:-1]
-    return Question(prompt, digit, tuple(DIGITS), 1.0 if known else 1 / len(DIGITS))
+    return Question(prompt, digit, tuple(DIGITS), best_guess(prompt[2::3]))
 
 
 def addition_question(rng: np.random.Generator, shots: int, digits: int = 2) -> Question:
-    """ "Q: What is 98 plus 45?\\nA: 143" (appendix G), numbers drawn evenly below `10 ** digits`."""
+    """Sums such as "Q: What is 98 plus 45?\\nA: 143" (appendix G) of numbers below `10 ** digits`."""
     sums = rng.integers(0, 10**digits, (shots + 1, 2)).tolist()
     *examples, last = (f"Q: What is {a} plus {b}?\nA:" for a, b in sums)
     before = "".join(f"{text} {a + b}\n\n" for text, (a, b) in zip(examples, sums, strict=False))
@@ -64,7 +75,7 @@ def addition_question(rng: np.random.Generator, shots: int, digits: int = 2) -> 
 
 
 TASKS: dict[str, Callable[[np.random.Generator, int], Question]] = {
-    "recall": recall_question,
+    "majority": majority_question,
     "addition": addition_question,
 }
 

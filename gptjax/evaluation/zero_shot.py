@@ -36,7 +36,7 @@ class ZeroShotConfig:
         models: run folders, such as those of a ladder of sizes.
         text: sources none of them was trained on.
         text_bytes: how much of each source is measured, from each document its beginning.
-        task: "recall" or "addition" (`data/in_context.py`), or None.
+        task: "majority" or "addition" (`data/in_context.py`), or None.
         shots: the numbers K of examples in the context.
         questions: how many are asked for each K.
         length: tokens of a row; the longest question fits.
@@ -48,7 +48,7 @@ class ZeroShotConfig:
     models: Annotated[tuple[str, ...], Field(min_length=1)]
     text: tuple[str, ...] = ()
     text_bytes: Count = 200_000
-    task: Literal["recall", "addition"] | None = None
+    task: Literal["majority", "addition"] | None = None
     shots: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2, 4, 8, 16)
     questions: Count = 100
     length: Count

@@ -5,7 +5,7 @@ Legend: B batch, P prompt slots, T new-token slots, S = P + T cache slots, V voc
 Prompts of different lengths are padded on the left, so that every row writes its next key to the same slot.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -57,12 +57,22 @@ def left_pad(prompts: list[list[int]], pad_id: int, length: int) -> tuple[np.nda
     return tokens, mask
 
 
-def prefill(definition: ModelDefinition, params, tokens_BxP, mask_BxP, keys_B, new_tokens: int, pad_id: int):
+def prefill(
+    definition: ModelDefinition,
+    params,
+    layers: list,
+    tokens_BxP,
+    mask_BxP,
+    keys_B,
+    new_tokens: int,
+    pad_id: int,
+):
     """Reads the prompts and returns the state before the first new token.
 
     Args:
         definition: a language model.
         params: its parameters.
+        layers: from `layer_parameters(params)`.
         tokens_BxP, mask_BxP: from `left_pad`.
         keys_B: one PRNG key per request.
         new_tokens: T.
@@ -80,7 +90,7 @@ def prefill(definition: ModelDefinition, params, tokens_BxP, mask_BxP, keys_B, n
         visible & causal_PxS[None, None],
         model.decoder.empty_caches(B, slots),
         0,
-        layer_parameters(params),
+        layers,
     )
     return DecodeState(
         step=jnp.zeros((), jnp.int32),
@@ -114,8 +124,7 @@ def advance(
     """Draws tokens until slot `until`, or until every reply has stopped.
 
     Args:
-        definition, params: as in `prefill`.
-        layers: from `layer_parameters(params)`.
+        definition, params, layers: as in `prefill`.
         state: from `prefill` or an earlier `advance`.
         until: int32 scalar, at most T.
         sampling: how tokens are drawn.
@@ -161,7 +170,18 @@ def advance(
             keys=s.keys,
         )
 
-    return jax.lax.while_loop(unfinished, turn, state)
+    # The loop carries the caches as `[B K, S, C]`, the shape in which XLA multiplies them: it would copy a
+    # cache with separate axes on the way into every product.
+    merged = jax.lax.while_loop(
+        unfinished, lambda s: _with_caches(turn(_with_caches(s, B)), None), _with_caches(state, None)
+    )
+    return _with_caches(merged, B)
+
+
+def _with_caches(state: DecodeState, rows: int | None) -> DecodeState:
+    """The state with caches `[B, K, S, C]` of `rows` rows; None merges B and K."""
+    lead = (-1,) if rows is None else (rows, -1)
+    return replace(state, caches=jax.tree.map(lambda x: x.reshape(*lead, *x.shape[-2:]), state.caches))
 
 
 def decode(
@@ -178,8 +198,9 @@ def decode(
     """Whole replies to a batch of prompts; pure, made to be jitted. Arguments as `prefill` and `advance`."""
     check_room(definition, tokens_BxP.shape[1], sampling.max_new_tokens)
     T = sampling.max_new_tokens
-    state = prefill(definition, params, tokens_BxP, mask_BxP, keys_B, T, pad_id)
-    return advance(definition, params, layer_parameters(params), state, T, sampling, stop_sequences)
+    layers = layer_parameters(params, rows=len(tokens_BxP))
+    state = prefill(definition, params, layers, tokens_BxP, mask_BxP, keys_B, T, pad_id)
+    return advance(definition, params, layers, state, T, sampling, stop_sequences)
 
 
 def check_room(definition: ModelDefinition, prompt: int, new: int) -> None:

@@ -37,7 +37,7 @@ class TextEngine:
 
     @cached_property
     def _layers(self):
-        return jax.jit(layer_parameters)(self._params)
+        return jax.jit(partial(layer_parameters, rows=1))(self._params)
 
     @lru_cache(maxsize=8)  # noqa: B019 - an engine lives as long as the process
     def _programs(self, sampling: SamplingConfig):
@@ -73,7 +73,8 @@ class TextEngine:
         tokens, mask = left_pad(
             [prompt], self.tokenizer.pad_id, self._padded_length([prompt], sampling.max_new_tokens)
         )
-        state = start(self._params, tokens, mask, request_keys([seed]), new_tokens=sampling.max_new_tokens)
+        key, new_tokens = request_keys([seed]), sampling.max_new_tokens
+        state = start(self._params, self._layers, tokens, mask, key, new_tokens=new_tokens)
         held, characters = [], codecs.getincrementaldecoder("utf-8")("replace")
         for count in range(1, sampling.max_new_tokens + 1):
             state = go_on(self._params, self._layers, state, jnp.int32(count))

@@ -118,11 +118,13 @@ class KVCache:
 
     def write(self, keys_BxKxLxC, values_BxKxLxC, slot) -> "KVCache":
         """The cache with L new positions written from `slot` (int32 scalar) on."""
-        start = (0, 0, slot, 0)
-        return KVCache(
-            jax.lax.dynamic_update_slice(self.keys, keys_BxKxLxC.astype(self.keys.dtype), start),
-            jax.lax.dynamic_update_slice(self.values, values_BxKxLxC.astype(self.values.dtype), start),
-        )
+
+        def put(old, new):
+            # B and K in one axis, as the token loop carries them (`generation/decode.py`).
+            flat, new = old.reshape(-1, *old.shape[2:]), new.reshape(-1, *new.shape[2:]).astype(old.dtype)
+            return jax.lax.dynamic_update_slice(flat, new, (0, slot, 0)).reshape(old.shape)
+
+        return KVCache(put(self.keys, keys_BxKxLxC), put(self.values, values_BxKxLxC))
 
 
 class Attention(nnx.Module):

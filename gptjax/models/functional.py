@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from gptjax.models.matmul import TransposedMatrix
+
 Params = dict[str, Any]
 
 
@@ -50,12 +52,17 @@ class ModelDefinition:
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.abstract))
 
 
-def layer_parameters(params: Params) -> list[Params]:
+def layer_parameters(params: Params, rows: int | None = None) -> list[Params]:
     """The stacked layers as a list of N trees, for decoding.
 
     Done once before a token loop: slicing the stack inside it would copy every weight at every token.
+
+    Args:
+        params: of a language model.
+        rows: B of the loop; for a single row the linear maps come as `TransposedMatrix`. None is many.
     """
-    return unstack(params["decoder"]["blocks"])
+    layers = unstack(params["decoder"]["blocks"])
+    return [_transposed(layer) for layer in layers] if rows == 1 else layers
 
 
 def unstack(blocks: Params) -> list[Params]:
@@ -87,6 +94,20 @@ def linear_maps(params: Params, path: tuple[str, ...] = ()) -> list[tuple[str, .
         elif isinstance(child, dict):
             found += linear_maps(child, (*path, name))
     return found
+
+
+def _transposed(layer: Params) -> Params:
+    """The layer with its linear maps as `TransposedMatrix`, except those that are quantised."""
+    maps = set(linear_maps(layer))
+
+    def leaf(path, value):
+        at = tuple(entry.key for entry in path)
+        if at not in maps or not isinstance(value, jax.Array):
+            return value
+        # XLA would put the transpose back into the product.
+        return TransposedMatrix(jax.lax.optimization_barrier(value.T))
+
+    return jax.tree_util.tree_map_with_path(leaf, layer, is_leaf=lambda x: not isinstance(x, dict))
 
 
 def _is_variable(leaf) -> bool:

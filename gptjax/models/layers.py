@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gptjax.models.matmul import matmul
+from gptjax.models.matmul import TransposedMatrix, matmul
 from gptjax.models.quantization import QuantizedMatrix, dequantize_after
 
 
@@ -40,7 +40,10 @@ class Linear(nnx.Module):
         kernel_IxO = self.kernel.get_value()
         if isinstance(kernel_IxO, QuantizedMatrix):
             kernel_IxO = dequantize_after(x_BxLxI, kernel_IxO)
-        y_BxLxO = matmul(x_BxLxI, kernel_IxO, self.dtype)
+        if isinstance(kernel_IxO, TransposedMatrix):
+            y_BxLxO = kernel_IxO.after(x_BxLxI, self.dtype)
+        else:
+            y_BxLxO = matmul(x_BxLxI, kernel_IxO, self.dtype)
         return y_BxLxO if self.bias is None else y_BxLxO + self.bias[...]
 
 

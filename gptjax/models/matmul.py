@@ -8,6 +8,7 @@ the master weights keep float32's 24-bit mantissa. The backward pass is written 
 differentiation would multiply a float32 cotangent with a bfloat16 operand, which no matrix unit does.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -61,6 +62,22 @@ def _matmul_backward(dtype, residuals, cotangent):
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TransposedMatrix:
+    """A weight whose outputs lie one after the other in memory: `[O, I]`.
+
+    A product with a single row is a sum for each output, and on CPUs reads its weights a fifth faster so.
+    With more rows it is no faster.
+    """
+
+    weight_OxI: jax.Array
+
+    def after(self, x_BxLxI: jax.Array, dtype: str) -> jax.Array:
+        """`x @ weight^T` as `matmul`, for inference: `[..., O]`."""
+        return _product(x_BxLxI, self.weight_OxI, ((x_BxLxI.ndim - 1,), (1,)), ((), ()), dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

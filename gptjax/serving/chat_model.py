@@ -8,6 +8,7 @@ from gptjax.data.chat import Messages, render_prompt
 from gptjax.generation.engine import TextEngine
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.quantization import QuantizationConfig, quantize
+from gptjax.serving.round_model import RoundModel
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import load_model, model_kind
 
@@ -72,7 +73,9 @@ class ChatModel:
 MODEL_FOLDERS = (".", "ppo", "finetune")
 
 
-def load_chat_model(run: str | Path, quantization: QuantizationConfig | None = None) -> ChatModel:
+def load_chat_model(
+    run: str | Path, quantization: QuantizationConfig | None = None
+) -> ChatModel | RoundModel:
     """The newest chat model of a run folder, its linear maps quantised if so wished.
 
     Raises:
@@ -80,6 +83,8 @@ def load_chat_model(run: str | Path, quantization: QuantizationConfig | None = N
     """
     for name in MODEL_FOLDERS:
         folder = Path(run) / name
+        if model_kind(folder) == "glm":
+            return RoundModel(load_model(folder, make_mesh(MeshConfig())), quantization)
         if model_kind(folder) == "language":
             model = load_model(folder, make_mesh(MeshConfig()))
             stop = ((model.tokenizer.im_end_id,), (model.tokenizer.end_of_text_id,))

@@ -46,7 +46,7 @@ class PretrainConfig:
 
     Attributes:
         model: the decoder; its vocab_size is the tokenizer's.
-        corpora: source -> weight. A source is "shakespeare", "pydoc", "ratings", "stdlib", "recall", or a
+        corpora: source -> weight. A source is "shakespeare", "pydoc", "ratings", "stdlib", "majority", or a
             path to a .txt, .jsonl or .py file (gzip too) or a folder of them.
         base: run folder of a language model of the same shape to go on from, with its tokenizer; "" starts
             from fresh parameters.

@@ -4,7 +4,7 @@ import beam_case
 import numpy as np
 import pytest
 from golden import check_golden
-from test_models_lineage import NO_DROPOUT, gpt1_names, load
+from test_models_published import NO_DROPOUT, gpt1_names, load
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install gptjax[parity])")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (gptjax[parity])")
