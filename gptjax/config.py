@@ -55,7 +55,7 @@ def load_experiment(path: str | Path, function: str = "config") -> typing.Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"there is no experiment file {path}{_nearest_file(path)}")
+        raise ConfigError(f"there is no experiment file {path}{_nearest_file(path, function)}")
     module = _import_file(path)
     if not callable(getattr(module, function, None)):
         raise ConfigError(f"{path} has no function {function}(): add one that returns the configuration")
@@ -175,9 +175,10 @@ def _in_words(annotation: typing.Any) -> str:
     return f"a {getattr(kind, '__name__', kind)}"
 
 
-def _nearest_file(path: Path) -> str:
+def _nearest_file(path: Path, function: str) -> str:
     root, here = _root_of(path) or Path.cwd(), Path.cwd()
-    files = [file for file in root.glob("experiments/**/*.py") if file.name != "external_data.py"]
+    others = {"external_data.py", *(["sweep.py"] if function == "config" else [])}
+    files = [file for file in root.glob("experiments/**/*.py") if file.name not in others]
     close = nearest(
         str(path), [str(file.relative_to(here) if file.is_relative_to(here) else file) for file in files]
     )

@@ -12,7 +12,6 @@ def sweep() -> SweepConfig:
         arms={
             "glm/infill": "experiments/glm/infill.py",
             "glm/left_to_right": "experiments/glm/left_to_right.py",
-            "glm/learned_positions": "experiments/glm/learned_positions.py",
             "glm/multitask": "experiments/glm/multitask.py",
             "glm/chat": "experiments/glm/chat.py --base {runs}/glm/multitask-{seed}",
         },
