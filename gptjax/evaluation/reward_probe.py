@@ -17,7 +17,8 @@ from pydantic import Field
 
 from gptjax.config import ConfigError, configclass, from_json
 from gptjax.data.corpora import read_documents
-from gptjax.data.preferences import RankedArrays, RankedReplies
+from gptjax.data.preferences import RankedArrays, RankedReplies, encode_ranked
+from gptjax.data.quality import BadRows
 from gptjax.evaluation import calibration
 from gptjax.evaluation.outliers import auroc, fit_gaussian, unfamiliarity
 from gptjax.evaluation.reward_breakdown import accuracy_by_quarter, right
@@ -126,10 +127,14 @@ def run(config: RewardProbeConfig, folder: Path) -> None:
     train_groups, groups = read_groups(trained)
     familiar = encode(train_groups[: config.familiar], tokenizer, trained, "training rankings")
     heldout = encode(groups, tokenizer, trained, "held-out rankings")
-    unlike = {
-        source: encode(texts_in_place_of_replies(groups, source), tokenizer, trained, source)
-        for source in config.unlike
-    }
+    unlike = {}
+    for source in config.unlike:
+        rows, pieces = BadRows(), texts_in_place_of_replies(groups, source)
+        # A piece may take more tokens than the reply in whose place it stands: it is counted, not a fault.
+        unlike[source] = encode_ranked(
+            pieces, tokenizer, trained.length, trained.k_max, rows, source, bundled=True
+        )
+        print(f"reward probe: {source}: {rows.summary()}", flush=True)
     figures, rewards = {}, []
     for name, model in models.items():
         definition, params = model.definition, model.params
