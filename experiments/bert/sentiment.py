@@ -1,8 +1,8 @@
 """Is a text positive or negative? The pretrained BERT, fine-tuned on rated texts.
 
 Paper: Devlin et al. 2018, section 4.1 (SST-2).
-Expected: 0.652 of held-out texts right (seed 0), less than the 0.677 without pre-training: the paper's effect
-does not show, because so little was learnt before; always the same answer gives 0.539.
+Expected: 0.625 of held-out texts right (three seeds), less than the 0.672 without pre-training: the paper's
+    effect does not show, see README.md; always the same answer gives 0.539.
 Time: one minute on one core.
 Command: gptjax train experiments/bert/sentiment.py
 """

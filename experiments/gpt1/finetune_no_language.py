@@ -1,7 +1,7 @@
 """The fine-tuning without language modelling beside the task.
 
 Paper: Radford et al. 2018, table 5.
-Expected: 0.671 of held-out texts right (seed 0): as in the paper on small data sets, more than with it.
+Expected: 0.699 of held-out texts right (three seeds).
 Time: one minute on one core.
 Command: gptjax train experiments/gpt1/finetune_no_language.py
 """

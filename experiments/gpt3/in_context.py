@@ -1,8 +1,8 @@
 """Accuracy by the number K of examples in the context, for the three sizes and the banded model.
 
 Paper: Brown et al. 2020, figures 1.2 and 3.10: accuracy rises with K, and more so in larger models.
-Expected: not measured yet.
-Time: about 60 seconds on 1 core, after the four models.
+Expected: the largest is right in 0.10, 0.33, 0.33, 0.39, 0.49 and 0.52 of the questions (three seeds).
+Time: about 40 seconds on 1 core, after the four models.
 Command: gptjax train experiments/gpt3/in_context.py
 """
 
