@@ -1,4 +1,4 @@
-"""The console script `gptjax`: train, chat, report, import, export, models, env.
+"""The console script `gptjax`: train, sweep, compare, chat, report, import, export, models, env.
 
 Nothing heavy is imported before a command runs, so that `gptjax --help` answers at once.
 """
@@ -70,6 +70,37 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # `train` has its own parser, because the keys it takes are those of the experiment.
     commands.add_parser("train", help="run an experiment file, or resume it")
+
+    sweep = commands.add_parser("sweep", help="run arms x seeds, what is not finished yet")
+    sweep.add_argument("file", type=Path, help="a Python file with sweep()")
+    sweep.add_argument(
+        "--backend",
+        choices=["local", "slurm", "print"],
+        default="local",
+        help="processes here, an array of SLURM jobs, or the commands alone (default: local)",
+    )
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    sweep.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="the folder of all runs (default: runs)"
+    )
+    sweep.add_argument(
+        "--slurm", default="", metavar="OPTIONS", help="further options of sbatch, as one word"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="print what would be run or submitted")
+    sweep.set_defaults(command=_sweep)
+
+    compare = commands.add_parser("compare", help="set the arms of a sweep side by side")
+    compare.add_argument("targets", nargs="+", metavar="SWEEP_OR_RUN", help="sweep files or run folders")
+    compare.add_argument(
+        "--metric", action="append", required=True, help="a key of done.json, such as heldout.accuracy"
+    )
+    compare.add_argument("--baseline", default="", help="the arm that others are compared with")
+    compare.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="the folder of all runs (default: runs)"
+    )
+    compare.add_argument("--latex", type=Path, metavar="FILE", help="write the tables for LaTeX as well")
+    compare.add_argument("--plot", type=Path, metavar="FILE", help="draw them as well: a .png or .svg file")
+    compare.set_defaults(command=_compare)
 
     chat = commands.add_parser("chat", help="talk to a trained model in the terminal")
     chat.add_argument("run", type=Path, help="the run's folder, such as runs/quickstart")
@@ -175,6 +206,23 @@ def use_compilation_cache() -> Path:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from gptjax.sweeps.command import run_sweep
+
+    return run_sweep(
+        options.file, options.backend, options.jobs, options.runs, options.slurm, options.dry_run
+    )
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from gptjax.evaluation.comparison import write_comparison
+
+    write_comparison(
+        options.targets, options.metric, options.baseline, options.runs, options.latex, options.plot
+    )
+    return 0
 
 
 def _chat(options: argparse.Namespace) -> int:

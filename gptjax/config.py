@@ -44,26 +44,26 @@ def is_config(value: object) -> bool:
     return dataclasses.is_dataclass(value) and pydantic.dataclasses.is_pydantic_dataclass(type(value))
 
 
-def load_experiment(path: str | Path) -> typing.Any:
-    """Imports an experiment file and returns what its `config()` returns.
+def load_experiment(path: str | Path, function: str = "config") -> typing.Any:
+    """Imports an experiment file and returns what its `config()`, or another function, returns.
 
     The folder that holds `experiments/` is put on the import path, so that an ablation can write
     `from experiments.quickstart import config as base`.
 
     Raises:
-      ConfigError: no such file, no `config()`, an exception inside it, or a result that is not a configclass.
+      ConfigError: no such file or function, an exception inside it, or a result that is not a configclass.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"there is no experiment file {path}{_nearest_file(path)}")
+        raise ConfigError(f"there is no experiment file {path}{_nearest_file(path, function)}")
     module = _import_file(path)
-    if not callable(getattr(module, "config", None)):
-        raise ConfigError(f"{path} has no function config(): add one that returns the configuration")
+    if not callable(getattr(module, function, None)):
+        raise ConfigError(f"{path} has no function {function}(): add one that returns the configuration")
     with _sentences_for(path):
-        config = module.config()
+        config = getattr(module, function)()
     if not is_config(config):
         returned = type(config).__name__
-        raise ConfigError(f"config() in {path} must return a configclass, but returned {returned}")
+        raise ConfigError(f"{function}() in {path} must return a configclass, but returned {returned}")
     return config
 
 
@@ -175,9 +175,10 @@ def _in_words(annotation: typing.Any) -> str:
     return f"a {getattr(kind, '__name__', kind)}"
 
 
-def _nearest_file(path: Path) -> str:
+def _nearest_file(path: Path, function: str) -> str:
     root, here = _root_of(path) or Path.cwd(), Path.cwd()
-    files = [file for file in root.glob("experiments/**/*.py") if file.name != "external_data.py"]
+    others = {"external_data.py", *(["sweep.py"] if function == "config" else [])}
+    files = [file for file in root.glob("experiments/**/*.py") if file.name not in others]
     close = nearest(
         str(path), [str(file.relative_to(here) if file.is_relative_to(here) else file) for file in files]
     )

@@ -48,7 +48,7 @@ def test_help_is_fast_because_nothing_heavy_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
-    for command in ("train", "chat", "report", "import", "export", "models", "env"):
+    for command in ("train", "sweep", "compare", "chat", "report", "import", "export", "models", "env"):
         assert f"\n    {command}" in done.stdout
 
 

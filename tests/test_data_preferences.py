@@ -92,7 +92,7 @@ def test_a_reply_that_does_not_fit_is_left_out_and_counted(tokenizer):
         rows.good()
     arrays = encode_ranked([long, alone], tokenizer, context_length=48, k_max=3, bad_rows=rows)
     assert rows.counts == {"longer than the context": 2}
-    assert arrays.tokens.shape == (1, 3, 48)
+    assert arrays.tokens.shape == (1, 3, 48) and arrays.group.tolist() == [0]
     assert (arrays.lengths[0] > 0).tolist() == [True, False, True]
     assert arrays.scores[0].tolist() == [1.0, 0.0, 3.0]
     with pytest.raises(DataError, match=r"my data:1 \(longer than the context\)"):
@@ -138,3 +138,14 @@ def test_a_few_preferences_give_both_parts(prompts):
 def test_a_single_preference_is_not_held_out():
     assert split_preferences(rankings("a")) == (rankings("a"), [])
     assert split_preferences([]) == ([], [])
+
+
+def test_source_and_labeler_of_a_row_are_kept(tmp_path):
+    rows = [
+        {"prompt": "Hi", "chosen": "a", "rejected": "b", "source": "web", "labeler": "me", "score": 3},
+        {"prompt": "Hi", "completions": ["a", "b"], "ranking": [1, 2], "labeler": 7},
+    ]
+    file = tmp_path / "my.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = read_preferences(file)
+    assert (first.source, first.labeler, second.source, second.labeler) == ("web", "me", "", "")

@@ -29,7 +29,7 @@ from documentation import (
 from test_interop_gguf import LLAMA, llama_tensors
 
 from gptjax import cli
-from gptjax.config import ConfigError, load_experiment
+from gptjax.config import ConfigError, load_experiment, to_json
 from gptjax.data.quality import DataError
 from gptjax.models.lora import LoraConfig
 from gptjax.models.quantization import QuantizationConfig
@@ -45,6 +45,7 @@ from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
 from gptjax.stages.translate import TranslateConfig
+from gptjax.sweeps.plan import load_sweep, plan
 from gptjax.training.loop import RESUBMIT, TrainingStopped
 
 STAGES = {
@@ -84,7 +85,7 @@ SMALL = {
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
 ROADS = ("quickstart", "llama_style", "no_margin_of_safety", "my_blanks", "my_replies")
-MEASUREMENTS = ("my_zero_shot",)  # of the finished road, in full
+MEASUREMENTS = ("my_zero_shot", "my_probe")  # of the finished road, in full
 COMMANDS = [(page, command) for page in FILES for command in commands(page)]
 
 
@@ -167,9 +168,21 @@ def run_gptjax(words: list[str], stdin: str) -> int:
     if experiment:
         assert experiment in ROADS + MEASUREMENTS, f"nothing runs the experiment {experiment}"
         words += ["--print-config"] if experiment in ROADS else []
+    if words[1] == "sweep" and "print" not in words:
+        words += ["--dry-run"]  # its runs would take minutes: tests/test_sweeps.py runs some
+    if words[1] == "compare":
+        finish_sweep(words[2])
     for run in words[3:] if words[1] == "report" else []:
         shutil.copytree("runs/quickstart", run, dirs_exist_ok=True)  # it stands for the run of another seed
     return gptjax(shlex.join(words), stdin)
+
+
+def finish_sweep(file: str) -> None:
+    """The run folders of a finished sweep of reward models; the one of the road stands for each."""
+    for cell in plan(load_sweep(file), file):
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        (cell.folder / "config.json").write_text(json.dumps(to_json(cell.config)))
+        shutil.copy("runs/quickstart/reward/done.json", cell.folder)
 
 
 @pytest.mark.parametrize(("command", "printed"), sessions("docs/configuration.md"), ids=lambda x: x[:60])

@@ -40,7 +40,7 @@ def arrays():
     tokens *= np.arange(LENGTH) < lengths[..., None]
     scores = rng.permuted(np.tile(np.arange(K, dtype=np.float32), (G, 1)), axis=1)
     scores[1, 0] = scores[1, 1]  # a tie
-    return RankedArrays(tokens, lengths, scores)
+    return RankedArrays(tokens, lengths, scores, np.arange(G))
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(
     str(file.relative_to(ROOT))
     for file in ROOT.glob("experiments/**/*.py")
-    if file.name != "external_data.py"
+    if file.name not in ("external_data.py", "sweep.py")
 )
 
 

@@ -178,3 +178,21 @@ def test_a_single_stage_has_a_report_of_what_it_has(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="there is no run in"):
         write_report([tmp_path])
+
+
+def test_a_reward_run_shows_its_bins_and_where_it_is_right(tmp_path):
+    folder = open_run(tmp_path / "reward", RoadSettings())
+    writer = MetricsWriter(folder)
+    writer.write(1, {"loss": 0.7}, "reward")
+    writer.close()
+    by = {
+        "source": [{"value": EVIL, "accuracy": 0.625, "pairs": 8}],
+        "gap": [{"from": 0.5, "to": 1.25, "accuracy": 0.75, "pairs": 4}],
+    }
+    heldout = {"accuracy_by": by, "reliability": RESULTS["reliability"]}
+    mark_done(folder, {"seconds": 1.0, "tokens": 10, "heldout": heldout})
+    text = write_report([folder]).read_text("utf-8")
+    assert "confidence right?" in text and "Where is the reward model right?" in text
+    cells = Page(text).cells
+    assert cells[cells.index(EVIL) - 1 : cells.index(EVIL) + 3] == ["source", EVIL, "0.625", "8"]
+    assert cells[cells.index("gap") : cells.index("gap") + 4] == ["gap", "0.5 to 1.25", "0.75", "4"]

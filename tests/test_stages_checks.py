@@ -38,7 +38,6 @@ def models(tmp_path_factory):
     [
         (finetune, {"base": "scalar"}, "scalar holds a scalar model where a language model is needed"),
         (finetune, {"base": "language", "length": 257}, "length = 257 is longer .* context_length = 256"),
-        (reward, {"base": "scalar"}, "holds a scalar model where a language model is needed"),
         (reward, {"base": "language", "length": 300}, "length = 300 is longer .* context_length = 256"),
         (
             ppo,

@@ -121,6 +121,6 @@ def test_too_few_rankings_are_an_error_before_training(tmp_path, count, batch_si
 
 
 def test_rankings_that_leave_no_batch_are_an_error():
-    arrays = RankedArrays(np.zeros((2, 2, 8), int), np.ones((2, 2), int), np.zeros((2, 2)))
+    arrays = RankedArrays(np.zeros((2, 2, 8), int), np.ones((2, 2), int), np.zeros((2, 2)), np.arange(2))
     with pytest.raises(DataError, match="2 rankings are left, fewer than the 4 of a batch"):
         rows_needed(arrays, np.zeros((0, 4), int), 8, 1, MeshConfig())

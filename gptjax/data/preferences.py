@@ -26,12 +26,17 @@ class RankedReplies:
         completions: K replies.
         scores: K numbers, more is better; equal numbers are a tie, which no loss may order.
         origin: file and line of the row; None for bundled ratings.
+        source, labeler: where the prompt comes from and who ranked; "" where that is not known.
+        votes: K numbers of people behind the scores; empty where that is not known.
     """
 
     prompt: Messages
     completions: list[str]
     scores: list[float]
     origin: Origin | None = field(default=None, compare=False)
+    source: str = field(default="", compare=False)
+    labeler: str = field(default="", compare=False)
+    votes: tuple[int, ...] = field(default=(), compare=False)
 
 
 class RankedArrays(NamedTuple):
@@ -41,19 +46,22 @@ class RankedArrays(NamedTuple):
         tokens: [G, K, L] int32, ChatML prompt, completion and `<|im_end|>`, padded on the right.
         lengths: [G, K] int32, number of ids; 0 where there is no completion.
         scores: [G, K] float32, more is better; 0 where there is no completion.
+        group: [G] int32, which of the groups that were encoded it is.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     scores: np.ndarray
+    group: np.ndarray
 
 
 def read_preferences(path: str | Path, bad_rows: BadRows | None = None) -> list[RankedReplies]:
     """The preferences of JSONL files: `prompt/chosen/rejected` or `prompt/completions/ranking`.
 
     `prompt` is a string (one user message) or a list of messages that ends with the user's. `ranking` holds
-    a number for each completion, LOWER is better (rank 1 beats rank 2) and equal numbers tie. The counts of
-    the files are added to `bad_rows`; the limit is on these files alone.
+    a number for each completion, LOWER is better (rank 1 beats rank 2) and equal numbers tie. Texts under
+    `source` and `labeler` are kept, so that accuracy can be told by them. The counts of the files are added
+    to `bad_rows`; the limit is on these files alone.
 
     Raises DataError when there is no such file and for more than 0.1 % bad rows.
     """
@@ -94,7 +102,8 @@ def ranked_row(row: dict, origin: Origin) -> RankedReplies:
         completions, scores = [row["chosen"], row["rejected"]], [1.0, 0.0]
     else:
         completions, scores = row["completions"], [-float(rank) for rank in row["ranking"]]
-    return RankedReplies(messages_of(row["prompt"]), completions, scores, origin)
+    about = {name: row[name] for name in ("source", "labeler") if isinstance(row.get(name), str)}
+    return RankedReplies(messages_of(row["prompt"]), completions, scores, origin, **about)
 
 
 def messages_of(prompt: str | Messages) -> Messages:
@@ -170,7 +179,8 @@ def encode_ranked(
     if not bundled:
         bad_rows.check()
     kept = (lengths > 0).sum(axis=1) >= 2
-    return RankedArrays(tokens[kept], lengths[kept], scores[kept])
+    group = np.flatnonzero(kept).astype(np.int32)
+    return RankedArrays(tokens[kept], lengths[kept], scores[kept], group)
 
 
 def pack_ranked(

@@ -189,11 +189,12 @@ def groups_of_replies(
     """Deals `texts` into groups of a random size without equal means or texts; a small rest is left out."""
     while len(texts) >= k_min:
         size = int(rng.integers(k_min, k_max + 1))
-        group: dict[float, str] = {}
+        group: dict[float, RatedText] = {}
         rest = []
         for text in texts:
-            if len(group) < size and text.mean not in group and text.text not in group.values():
-                group[text.mean] = text.text
+            known = text.text in [other.text for other in group.values()]
+            if len(group) < size and text.mean not in group and not known:
+                group[text.mean] = text
             else:
                 rest.append(text)
         if len(group) < k_min:
@@ -201,5 +202,7 @@ def groups_of_replies(
         phrasing = int(rng.integers(len(INSTRUCTIONS[texts[0].source])))
         instruction = instruction_for(texts[0], first_words, phrasing)
         prompt = [{"role": "user", "content": instruction}]
-        yield RankedReplies(prompt, list(group.values()), list(group))
+        completions = [text.text for text in group.values()]
+        votes = tuple(len(text.votes) for text in group.values())
+        yield RankedReplies(prompt, completions, list(group), source=texts[0].source, votes=votes)
         texts = rest

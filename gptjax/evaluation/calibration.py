@@ -85,6 +85,15 @@ def expected_calibration_error(table: list[dict]) -> float:
     return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / total
 
 
+def brier_score(probability_P: np.ndarray, correct_P: np.ndarray) -> float:
+    """`mean of (probability - correct)^2` (Brier 1950): 0 is perfect, 0.25 a coin; nan without a pair.
+
+    Args:
+        probability_P, correct_P: as in `reliability`.
+    """
+    return float(np.mean((probability_P - correct_P) ** 2)) if len(probability_P) else math.nan
+
+
 def confidence(difference_P: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Probability given to the completion the model prefers, and whether the humans agree: `[P]` each.
 

@@ -1,8 +1,9 @@
-"""Drawings for the report, as SVG text."""
+"""Drawings for the report, as SVG text, and of comparisons, as files."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from gptjax.errors import require
 
@@ -82,6 +83,40 @@ def reward_against_kl(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str
         axes.legend(fontsize=8, frameon=False)
     _plain(axes)
     return _svg(figure)
+
+
+def write_comparison(
+    path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], tuple[float, float]]]]
+) -> None:
+    """Writes a PNG or SVG file, by the path's ending: a panel a metric, a row an arm.
+
+    Args:
+        path: the file.
+        panels: metric -> arm -> (the figure of every seed, the interval of their mean); the first is black.
+    """
+    figure = _figure(6.4, 0.3 + sum(0.9 + 0.36 * len(rows) for rows in panels.values()))
+    grid = figure.subplots(
+        len(panels), squeeze=False, height_ratios=[len(rows) + 1 for rows in panels.values()]
+    )
+    for axes, (metric, rows) in zip(grid[:, 0], panels.items(), strict=True):
+        for place, (values, (low, high)) in enumerate(rows.values()):
+            colour, mean = _COLOURS[0 if place else 6], sum(values) / len(values)
+            if math.isfinite(low):
+                axes.plot([low, high], [place, place], color=colour, linewidth=2)
+            axes.plot(mean, place, "D", color=colour, markersize=6)
+            axes.plot(values, [place + 0.22] * len(values), "o", color=colour, markersize=3.5, alpha=0.45)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(metric, fontsize=9)
+        _plain(axes)
+    legend = "diamond: mean; bar: its 95 % bootstrap interval; dots: seeds; black: the baseline"
+    figure.supxlabel(legend, fontsize=8, color="#666")
+    kind = path.suffix.lower().removeprefix(".")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "svg":
+        path.write_text(_svg(figure), "utf-8")
+    else:
+        figure.savefig(path, format=kind, dpi=200)
 
 
 def _figure(width: float, height: float):

@@ -65,17 +65,22 @@ def write_markdown(path: Path, title: str, blocks: Sequence[Block]) -> None:
                 lines += [f"## {_markdown(text)}", ""]
             case Paragraph(text):
                 lines += [_markdown(text), ""]
-            case Table(header, rows, numeric):
-                rule = ["---:" if i in numeric else "---" for i in range(len(header))]
-                cells = [[_markdown(cell) for cell in row] for row in (header, *rows)]
-                cells.insert(1, rule)
-                lines += ["| " + " | ".join(row) + " |" for row in cells] + [""]
+            case Table():
+                lines += [markdown_table(block), ""]
             case Picture(name, svg, description):
                 figure = path.parent / "figures" / f"{name}.svg"
                 figure.parent.mkdir(exist_ok=True)
                 figure.write_text(svg, "utf-8")
                 lines += [f"![{_markdown(description)}](figures/{name}.svg)", ""]
     path.write_text("\n".join(lines), "utf-8")
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown."""
+    rule = ["---:" if i in table.numeric else "---" for i in range(len(table.header))]
+    cells = [[_markdown(cell) for cell in row] for row in (table.header, *table.rows)]
+    cells.insert(1, rule)
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def write_html(path: Path, title: str, blocks: Sequence[Block]) -> None:

@@ -54,15 +54,7 @@ def _blocks(runs: Sequence[Run]) -> Iterator[Block]:
         header, rows = _figure_rows([run.results for run in runs], ["value"] if len(runs) == 1 else names)
         yield Table(header, rows, numeric=frozenset(range(1, header.index("bar"))))
     yield from _curves(runs, names)
-    if first.results.get("reliability"):
-        yield Heading("Is the reward model's confidence right?")
-        yield Paragraph(
-            "Held-out pairs, grouped by confidence; the larger the point, the more pairs it stands for."
-        )
-        picture = charts.reliability(first.results["reliability"])
-        yield Picture("reliability", picture, "accuracy against confidence of the reward model")
-        rows = [_cells(entry, ("confidence", "accuracy", "count")) for entry in first.results["reliability"]]
-        yield Table(("confidence", "accuracy", "pairs"), rows, numeric=frozenset({0, 1, 2}))
+    yield from _reward_model(first)
     lines = {
         name: run.results["reward_vs_kl"]
         for name, run in zip(names, runs, strict=True)
@@ -76,6 +68,35 @@ def _blocks(runs: Sequence[Run]) -> Iterator[Block]:
     yield from _texts(first)
     yield from _cost(runs, names)
     yield from _files(runs)
+
+
+def _reward_model(run: Run) -> Iterator[Block]:
+    """Confidence and accuracy of the run's reward model, if it has one."""
+    found = [done["heldout"] for done in run.done.values() if "accuracy_by" in done.get("heldout", {})]
+    heldout = found[0] if found else {}
+    bins = run.results.get("reliability") or heldout.get("reliability")
+    if bins:
+        yield Heading("Is the reward model's confidence right?")
+        yield Paragraph(
+            "Held-out pairs, grouped by confidence; the larger the point, the more pairs it stands for."
+        )
+        yield Picture(
+            "reliability", charts.reliability(bins), "accuracy against confidence of the reward model"
+        )
+        rows = [_cells(entry, ("confidence", "accuracy", "count")) for entry in bins]
+        yield Table(("confidence", "accuracy", "pairs"), rows, numeric=frozenset({0, 1, 2}))
+    if heldout:
+        yield Heading("Where is the reward model right?")
+        rows = [
+            [
+                by,
+                entry["value"] if "value" in entry else f"{_number(entry['from'])} to {_number(entry['to'])}",
+                *_cells(entry, ("accuracy", "pairs")),
+            ]
+            for by, entries in heldout["accuracy_by"].items()
+            for entry in entries
+        ]
+        yield Table(("held-out pairs by", "which", "accuracy", "pairs"), rows, numeric=frozenset({2, 3}))
 
 
 def _what_was_run(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:

@@ -57,9 +57,7 @@ def ranking_loss(
 
     Returns:
         loss: float32 scalar.
-        metrics: float32 scalars. `loss`, `accuracy` (share of pairs with r_i > r_j) and `margin` (r_i - r_j)
-            are means over groups like the loss; `groups` (that have a pair), `pairs` and `ties` (pairs
-            dropped because the scores are equal) are counts.
+        metrics: `loss`, and those of `ranking_metrics`.
 
     Raises:
         TypeError: the rewards are not floating.
@@ -80,22 +78,53 @@ def ranking_loss(
     pairs_GxKxK = pair_matrix(scores, valid_GxK)
     difference_GxKxK = rewards[:, :, None] - rewards[:, None, :]
     margin_GxKxK = margin_scale * (scores[:, :, None] - scores[:, None, :])
-    has_pair_G = pairs_GxKxK.any((1, 2))
+    losses_GxKxK = -jax.nn.log_sigmoid(difference_GxKxK - margin_GxKxK)
+    loss = _mean_over_groups(losses_GxKxK, pairs_GxKxK, denominator)
+    metrics = ranking_metrics(rewards, scores, valid_GxK, denominator=denominator)
+    return loss, {"loss": jax.lax.stop_gradient(loss), **metrics}
 
-    def mean_over_groups(x_GxKxK):
-        return masked_mean(masked_mean(x_GxKxK, pairs_GxKxK, (1, 2)), has_pair_G, denominator=denominator)
 
-    loss = mean_over_groups(-jax.nn.log_sigmoid(difference_GxKxK - margin_GxKxK))
+def ranking_metrics(
+    rewards_GxK: jax.Array,
+    scores_GxK: jax.Array,
+    valid_GxK: jax.Array,
+    *,
+    denominator: jax.Array | float | None = None,
+) -> dict[str, jax.Array]:
+    """What a reward model is right about, whatever its loss.
+
+    Args:
+        rewards_GxK, scores_GxK, valid_GxK, denominator: as in `ranking_loss`.
+
+    Returns:
+        float32 scalars without gradient. `accuracy` (share of pairs with r_i > r_j) and `margin` (r_i - r_j)
+        are means over the pairs of a group, then over groups; `groups` (that have a pair), `pairs` and `ties`
+        (pairs dropped because the scores are equal) are counts.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> metrics = ranking_metrics(jnp.array([[2.0, 0.0]]), jnp.array([[1, 0]]), jnp.ones((1, 2)))
+        >>> float(metrics["accuracy"]), float(metrics["margin"]), int(metrics["ties"])
+        (1.0, 2.0, 0)
+    """
+    rewards = keep(rewards_GxK, valid_GxK)
+    pairs_GxKxK = pair_matrix(keep(scores_GxK, valid_GxK), valid_GxK)
+    difference_GxKxK = rewards[:, :, None] - rewards[:, None, :]
     valid_count_G = masked_sum(jnp.ones_like(rewards), valid_GxK != 0, 1)
     metrics = {
-        "loss": loss,
-        "accuracy": mean_over_groups(difference_GxKxK > 0),
-        "margin": mean_over_groups(difference_GxKxK),
-        "groups": jnp.sum(as_float(has_pair_G)),
+        "accuracy": _mean_over_groups(difference_GxKxK > 0, pairs_GxKxK, denominator),
+        "margin": _mean_over_groups(difference_GxKxK, pairs_GxKxK, denominator),
+        "groups": jnp.sum(as_float(pairs_GxKxK.any((1, 2)))),
         "pairs": jnp.sum(as_float(pairs_GxKxK)),
         "ties": jnp.sum(valid_count_G * (valid_count_G - 1) / 2) - jnp.sum(as_float(pairs_GxKxK)),
     }
-    return loss, jax.lax.stop_gradient(metrics)
+    return jax.lax.stop_gradient(metrics)
+
+
+def _mean_over_groups(x_GxKxK, pairs_GxKxK, denominator):
+    return masked_mean(
+        masked_mean(x_GxKxK, pairs_GxKxK, (1, 2)), pairs_GxKxK.any((1, 2)), denominator=denominator
+    )
 
 
 def pairwise_loss(

@@ -2,35 +2,37 @@
 
 Each batch element is a prompt with its K ranked completions; every completion is run through the model
 once, packed with others into rows, and all C(K, 2) pairs of the prompt are compared.
-Read top to bottom: configuration, data, loss, evaluation, run.
+Read top to bottom: configuration, data, loss, run; what is measured is in `reward_evaluation.py`.
 Legend: G groups (prompts), K completions of a group, R rows, L length.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gptjax.config import configclass
-from gptjax.data.preferences import RankedArrays, RankedReplies, encode_ranked, pack_ranked
+from gptjax.data.preferences import RankedArrays, encode_ranked, pack_ranked
 from gptjax.data.quality import BadRows
-from gptjax.data.ratings import load_ratings, split_ratings
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import require
-from gptjax.evaluation import calibration
+from gptjax.losses.listwise import best_of_n_loss, plackett_luce_loss
 from gptjax.losses.ranking import pair_matrix, ranking_loss
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import ScalarModel
 from gptjax.ranges import BelowOne, Count, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.handover import check_fit, load_model, save_model
+from gptjax.stages.handover import check_fit, load_model, model_kind, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.reward_data import read_groups, rows_needed
+from gptjax.stages.reward_evaluation import bag_of_words_accuracy, evaluate
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import seconds_spent
@@ -46,11 +48,15 @@ class RewardConfig:
     """Reward modelling on rankings.
 
     Attributes:
-        base: run folder of the fine-tuned model; its decoder is the trunk.
+        base: run folder of the fine-tuned model; its decoder is the trunk. Of a reward model, which goes on
+            with its head: preference-model pretraining on other rankings.
         source: "ratings", or a path to JSONL preferences.
+        half: which half of the training data is used; the other trains a judge that shares none of it.
         groups: prompts with rankings to draw from "ratings".
         k_min, k_max: completions per prompt, 4 to 9 in InstructGPT.
-        margin_scale: reward units asked for per unit of human score; 0 asks for the order only.
+        loss: "pairs", every pair of a prompt; "plackett_luce", the ranking as a row of choices; "best_of_n",
+            the best alone.
+        margin_scale: reward units asked for per unit of human score, of "pairs"; 0 asks for the order only.
         clear_gap: difference of human means from which a held-out pair counts as clear.
         optimizer, mesh: see their classes.
         dropout: rate during training.
@@ -62,9 +68,11 @@ class RewardConfig:
 
     base: str = ""
     source: str = "ratings"
+    half: Literal["both", "first", "second"] = "both"
     groups: Count = 3000
     k_min: Count = 4
     k_max: Count = 9
+    loss: Literal["pairs", "plackett_luce", "best_of_n"] = "pairs"
     margin_scale: NonNegative = 0.0
     clear_gap: NonNegative = 1.0
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -83,6 +91,10 @@ class RewardConfig:
             raise ValueError(
                 f"k_min = {self.k_min} and k_max = {self.k_max} must satisfy 2 <= k_min <= k_max"
             )
+        if self.margin_scale and self.loss != "pairs":
+            raise ValueError(
+                f"margin_scale = {self.margin_scale} belongs to loss = 'pairs': set it to 0 for '{self.loss}'"
+            )
 
 
 def completion_rewards(definition: ModelDefinition, params, batch, key=None) -> jax.Array:
@@ -93,14 +105,17 @@ def completion_rewards(definition: ModelDefinition, params, batch, key=None) -> 
     return scalars_RxL[batch["end_row"], batch["end_column"]]
 
 
-def make_reward_loss(definition: ModelDefinition, margin_scale: float):
-    """`loss(params, batch, total, key)`: the ranking loss, additive over groups when divided by `total`."""
+def make_reward_loss(definition: ModelDefinition, margin_scale: float, loss: str = "pairs"):
+    """`loss(params, batch, total, key)`: a loss on rankings, additive over groups when divided by `total`."""
+    losses = {
+        "pairs": functools.partial(ranking_loss, margin_scale=margin_scale),
+        "plackett_luce": plackett_luce_loss,
+        "best_of_n": best_of_n_loss,
+    }
 
     def loss_fn(params, batch, total, key):
         rewards_GxK = completion_rewards(definition, params, batch, key)
-        return ranking_loss(
-            rewards_GxK, batch["scores"], batch["valid"], margin_scale=margin_scale, denominator=total
-        )
+        return losses[loss](rewards_GxK, batch["scores"], batch["valid"], denominator=total)
 
     return loss_fn
 
@@ -110,58 +125,20 @@ def count_groups(batch) -> jax.Array:
     return pair_matrix(batch["scores"], batch["valid"]).any((1, 2)).sum().astype(jnp.float32)
 
 
-def score_all(definition: ModelDefinition, params, arrays: RankedArrays, config: RewardConfig) -> np.ndarray:
-    """Rewards `[G, K]` of every completion; 0 where there is none."""
+def score_all(definition: ModelDefinition, params, arrays: RankedArrays, config) -> np.ndarray:
+    """Rewards `[G, K]` of every completion, 0 where there is none, in batches as the configuration says."""
     program = jax.jit(lambda p, batch: completion_rewards(definition, p, batch))
+    return over_batches(program, params, arrays, config) * (arrays.lengths > 0)
+
+
+def over_batches(program, params, arrays: RankedArrays, config) -> np.ndarray:
+    """`program(params, batch)` of all prompts, a batch at a time: `[G, K, ...]`."""
     order = np.arange(-(-len(arrays.tokens) // config.batch_size) * config.batch_size)
     index = np.minimum(order, len(arrays.tokens) - 1).reshape(-1, config.batch_size)
     # One part: with micro-batches `end_row` would count within each of them.
     rows = rows_needed(arrays, index, config.length, 1, config.mesh)
     parts = [np.asarray(program(params, pack_ranked(arrays, i, config.length, rows))) for i in index]
-    return np.concatenate(parts)[: len(arrays.tokens)] * (arrays.lengths > 0)
-
-
-def evaluate(rewards_GxK: np.ndarray, arrays: RankedArrays, config: RewardConfig) -> dict:
-    """Held-out accuracy, calibration and the "longer wins" baseline.
-
-    The temperature of the calibration is fitted on the even prompts and judged on the odd ones.
-    """
-    valid = arrays.lengths > 0
-    even, odd = (np.arange(len(valid)) % 2 == parity for parity in (0, 1))
-    every = calibration.make_pairs(arrays.scores, valid)
-    clear = calibration.make_pairs(arrays.scores, valid, config.clear_gap)
-    fitted = calibration.make_pairs(arrays.scores, valid & even[:, None])
-    judged = calibration.make_pairs(arrays.scores, valid & odd[:, None])
-    temperature = calibration.fit_temperature(fitted.difference(rewards_GxK))
-    raw, table = (
-        calibration.reliability(*calibration.confidence(judged.difference(rewards_GxK), t))
-        for t in (1.0, temperature)
-    )
-    lengths = arrays.lengths.astype(np.float64)
-    return {
-        "accuracy": calibration.pair_accuracy(rewards_GxK, every),
-        "accuracy_clear": calibration.pair_accuracy(rewards_GxK, clear),
-        "longer_wins_clear": calibration.pair_accuracy(lengths, clear),
-        "pairs": len(every.gap),
-        "pairs_clear": len(clear.gap),
-        "temperature": temperature,
-        "ece_raw": calibration.expected_calibration_error(raw),
-        "ece": calibration.expected_calibration_error(table),
-        "reliability": table,
-    }
-
-
-def bag_of_words_accuracy(groups: list[RankedReplies], arrays: RankedArrays, config: RewardConfig) -> float:
-    """Accuracy of the linear baseline on the clear held-out pairs of the rated texts."""
-    train = split_ratings(load_ratings())[0]
-    texts = [text for group in groups for text in group.completions]
-    flat = calibration.bag_of_words_scores([t.text for t in train], [t.mean for t in train], texts)
-    values, start = np.zeros(arrays.scores.shape), 0
-    for g, group in enumerate(groups):
-        values[g, : len(group.completions)] = flat[start : start + len(group.completions)]
-        start += len(group.completions)
-    valid = arrays.lengths > 0
-    return calibration.pair_accuracy(values, calibration.make_pairs(arrays.scores, valid, config.clear_gap))
+    return np.concatenate(parts)[: len(arrays.tokens)]
 
 
 def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
@@ -176,7 +153,8 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     if config.source == "ratings":
         require("sklearn")
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
-    base = load_model(config.base, mesh, "language")
+    goes_on = model_kind(config.base) == "scalar"
+    base = load_model(config.base, mesh, "scalar" if goes_on else "language")
     check_fit({"length": config.length}, {config.base: base})
     train_groups, heldout_groups = read_groups(config)
     train = encode(train_groups, base.tokenizer, config, "training rankings")
@@ -186,11 +164,12 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
 
     definition = ModelDefinition(ScalarModel, trunk_config(base.definition.config, config.dropout))
     key = stage_key(config.seed, "reward")
-    params = jax.jit(definition.initialise)(jax.random.fold_in(key, 0)) | {"decoder": base.params["decoder"]}
+    fresh = jax.jit(definition.initialise)(jax.random.fold_in(key, 0))
+    params = base.params if goes_on else fresh | {"decoder": base.params["decoder"]}
     steps = len(order)
     optimizer = make_optimizer(config.optimizer, steps, definition.axes)
     state = create_state(definition, optimizer, mesh, params=params)
-    loss_fn = make_reward_loss(definition, config.margin_scale)
+    loss_fn = make_reward_loss(definition, config.margin_scale, config.loss)
     step = make_train_step(loss_fn, count_groups, optimizer, accumulate=config.accumulate)
     print(
         f"reward: {len(train.tokens)} prompts, {steps} steps of {rows} rows x {config.length} tokens",
@@ -214,9 +193,10 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     )
     state = run_loop(state, compile_step(step, mesh), batch_at, jax.random.fold_in(key, 1), settings)
 
-    figures = evaluate(score_all(definition, state.params, heldout, config), heldout, config)
+    rewards = score_all(definition, state.params, heldout, config)
+    figures = evaluate(rewards, heldout, heldout_groups, config.clear_gap)
     if config.source == "ratings":
-        figures["bag_of_words_clear"] = bag_of_words_accuracy(heldout_groups, heldout, config)
+        figures["bag_of_words_clear"] = bag_of_words_accuracy(heldout_groups, heldout, config.clear_gap)
     # The bias makes an average training completion worth 0, so that rewards mean "better or worse than the
     # data". Of the rated texts every one is a demonstration of fine-tuning as well.
     sample = RankedArrays(*(array[:CENTRING_PROMPTS] for array in train))
