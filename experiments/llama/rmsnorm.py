@@ -1,7 +1,7 @@
 """GPT-2 with RMSNorm in place of LayerNorm.
 
 Paper: Touvron et al. 2023, section 2.2, which gives no ablation; Zhang and Sennrich 2019.
-Expected: the same loss by a simpler norm (seed 0: 2.72 bits per byte of held-out Shakespeare, as
+Expected: the same loss by a simpler norm (three seeds: 2.73 bits per byte of held-out Shakespeare, as
     GPT-2).
 Time: about 60 seconds on 1 core.
 Command: gptjax train experiments/llama/rmsnorm.py
