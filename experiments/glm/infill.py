@@ -3,8 +3,8 @@
 Positions are ChatGLM-6B's: tables of positions take longer to learn than a run of a minute has.
 
 Paper: Du et al. 2021 (GLM, arXiv 2103.10360), section 2.1.
-Expected: see README.md in this folder.
-Time: about 75 seconds on one core.
+Expected: 4.2 % of English blanks whole, 4.12 nats per token of them (three seeds); see README.md.
+Time: 4 minutes on one core.
 Command: gptjax train experiments/glm/infill.py
 """
 

@@ -4,7 +4,7 @@ It stops when it has predicted as many tokens as `infill.py`: every token of a t
 the other learns from 15 % of them and from the blanks' ends.
 
 Paper: Du et al. 2021 (GLM, arXiv 2103.10360), section 2.1; the objective is that of GPT.
-Expected: see README.md in this folder.
+Expected: 3.5 % of English blanks whole, 4.12 nats per token of them (three seeds); see README.md.
 Time: about 45 seconds on one core.
 Command: gptjax train experiments/glm/left_to_right.py
 """

@@ -1,8 +1,8 @@
 """GLM's mixture: spans, sentences and long blanks in one model.
 
 Paper: Du et al. 2021 (GLM, arXiv 2103.10360), section 2.2; the shares are those of its largest model.
-Expected: see README.md in this folder.
-Time: about 75 seconds on one core.
+Expected: 3.89 nats per token of English blanks with both sides, 3.57 from the left (three seeds).
+Time: 4 minutes on one core.
 Command: gptjax train experiments/glm/multitask.py
 """
 
