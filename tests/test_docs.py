@@ -131,6 +131,7 @@ def workplace(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda x: x)
 def test_every_command_runs(page, command, workplace, capsys):
     feed, _, last = command.rpartition(" | ")
@@ -185,12 +186,14 @@ def finish_sweep(file: str) -> None:
         shutil.copy("runs/quickstart/reward/done.json", cell.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "printed"), sessions("docs/configuration.md"), ids=lambda x: x[:60])
 def test_every_error_is_printed_as_shown(command, printed, workplace, capsys):
     assert gptjax(command) == ConfigError.exit_code
     assert capsys.readouterr().err.strip() == printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in FILES if blocks(page, "python") and page != "docs/data.md"]
 )
@@ -232,6 +235,7 @@ def test_keys_of_quantisation_are_those_of_the_code():
     assert {row[0]: row[1] for row in rows} == {name: str(value).lower() for name, value in settings.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_metrics_are_those_of_a_run(stage, workplace):
     lines = (workplace / f"runs/quickstart/{stage}/metrics.jsonl").read_text("utf-8").splitlines()
@@ -242,6 +246,7 @@ def test_metrics_are_those_of_a_run(stage, workplace):
     assert all(f"`{name}`" in PAGES[f"docs/{stage}.md"] for name in known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_run_folders_hold_what_the_pages_say(stage, workplace):
     folder = workplace / "runs/quickstart" / stage

@@ -44,6 +44,7 @@ def scores(model):
     return make_completion_scores(model.definition)
 
 
+@pytest.mark.slow
 def test_a_completion_is_scored_by_the_mean_of_its_tokens(model, scores):
     row = completion_row("the cat", " sat down", model.tokenizer, 48)
     before, after = model.tokenizer.encode("the cat"), model.tokenizer.encode(" sat down")
@@ -66,6 +67,7 @@ def test_the_choice_of_the_highest_score_is_taken(model, scores):
         assert right == (question.choices[means.argmax()] == question.answer)
 
 
+@pytest.mark.slow
 def test_a_greedy_answer_is_what_decoding_writes(model, scores):
     prompts = ["once upon", "the king", "Q: What", "a"]
     ids = [[model.tokenizer.end_of_text_id, *model.tokenizer.encode(prompt)] for prompt in prompts]

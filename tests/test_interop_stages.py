@@ -18,6 +18,9 @@ from gptjax.training.optimizers import OptimizerConfig
 pytest.importorskip("tokenizers", reason="tokenizers is not installed (gptjax[hub])")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with a GGUF file, the compilation cache left alone."""

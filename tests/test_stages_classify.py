@@ -27,6 +27,8 @@ from gptjax.stages.handover import load_model, save_model
 from gptjax.stages.masked import MaskedConfig, find_tokenizer
 from gptjax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tokenizers", reason="tokenizers is not installed (gptjax[hub])")
 SHAPE = {"context_length": 32, "width": 16, "layers": 1, "heads": 2, "loop": "unroll"}
 

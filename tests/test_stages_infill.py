@@ -29,6 +29,8 @@ from gptjax.stages.infill_chat import InfillChatConfig
 from gptjax.stages.keys import stage_key
 from gptjax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):

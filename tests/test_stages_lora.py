@@ -25,7 +25,7 @@ from gptjax.stages.handover import load_model, save_model
 from gptjax.training.loop import RESUBMIT
 from gptjax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("query", "mlp.up"))
 # Killed while it saves, then stopped by SIGTERM at a step that no checkpoint was due at.
 DEATHS = [("saving", 2, SIGKILL, -SIGKILL), ("metrics", 1, SIGTERM, RESUBMIT)]

@@ -115,7 +115,8 @@ def test_prompts_and_plain_text_say_what_was_left_out(dialogues, tmp_path, token
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (8, 8), (3, 4)])
 def test_too_few_rankings_are_an_error_before_training(tmp_path, count, batch_size):
     rows = [{"prompt": f"p{n}", "chosen": "a", "rejected": "b"} for n in range(count)]
-    config = SimpleNamespace(source=str(written(tmp_path / "r.jsonl", rows)), batch_size=batch_size)
+    source = str(written(tmp_path / "r.jsonl", rows))
+    config = SimpleNamespace(source=source, batch_size=batch_size, half="both")
     with pytest.raises(DataError, match=rf"r.jsonl gives \d rankings .* batch_size = {batch_size} and 1"):
         read_groups(config)
 

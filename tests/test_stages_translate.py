@@ -33,6 +33,8 @@ MODEL = transformer(
     "base", vocab_size=384, context_length=48, width=16, layers=1, heads=2, dropout=0.1, loop="unroll"
 )
 
+pytestmark = pytest.mark.slow
+
 
 def config(data, **changes):
     settings = {
