@@ -32,7 +32,7 @@ def config() -> RoadConfig:
             steps=300,
             optimizer=muon(learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=30),
             save_every=100,
-            eval_every=50,
+            eval_every=100,
             heldout_bytes=400_000,
         ),
         finetune=FinetuneConfig(

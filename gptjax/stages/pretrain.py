@@ -5,7 +5,9 @@ Legend: B batch, L length, D model width, V vocabulary.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import jax
 
@@ -107,7 +109,29 @@ class PretrainConfig:
             )
 
 
-def evaluate(sum_loss, params, config: PretrainConfig, tokenizer, train, heldout) -> dict:
+def start_compressors(config: PretrainConfig, train, heldout) -> Callable[[], dict]:
+    """`wait() -> source -> bits per byte of xz and bz2`, worked out in a thread beside the training.
+
+    A compressor takes one core for some seconds, and a small model's training leaves as much idle.
+    """
+    found = {}
+
+    def work():
+        for source in heldout if config.compressors else ():
+            texts = first_bytes([d.text for d in heldout[source]], config.heldout_bytes)
+            found[source] = compressor_bits_per_byte([d.text for d in train[source]], texts)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+
+    def wait() -> dict:
+        thread.join()
+        return found
+
+    return wait
+
+
+def evaluate(sum_loss, params, config: PretrainConfig, tokenizer, heldout, compressed: dict) -> dict:
     """Loss, bits per byte and the compressors' bits per byte on each source's held-out text."""
     report = {}
     for source, documents in heldout.items():
@@ -117,7 +141,7 @@ def evaluate(sum_loss, params, config: PretrainConfig, tokenizer, train, heldout
         bits = bits_per_byte(loss, float(rows["loss_mask"].sum()), texts)
         report[source] = {"loss": loss, "bits_per_byte": bits}
         if config.compressors:
-            report[source] |= compressor_bits_per_byte([d.text for d in train[source]], texts)
+            report[source] |= compressed[source]
         beside = ", ".join(f"{name} {report[source][name]:.3f}" for name in list(report[source])[2:])
         print(
             f"pretrain: held-out {source}: {loss:.3f} nats per token, {bits:.3f} bits per byte"
@@ -139,6 +163,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     heldout = {name: read_documents(name, split="heldout") for name in config.corpora}
     bad_rows.check()
     print(f"pretrain: {bad_rows.summary()}")
+    compressed = start_compressors(config, train, heldout)
     base = load_model(config.base, mesh, "language") if config.base else None
     tokenizer = make_tokenizer(config, folder, train, base)
     mixture = Mixture(
@@ -185,7 +210,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
 
     state = run_loop(state, counted_step, batch_at, jax.random.fold_in(key, 1), settings, watch)
 
-    figures = evaluate(sum_loss, state.params, config, tokenizer, train, heldout)
+    figures = evaluate(sum_loss, state.params, config, tokenizer, heldout, compressed())
     save_model(folder, "language", config.model, state.params, tokenizer)
     seconds = time.monotonic() - started
     summary = {"seconds": seconds, "tokens": tokens, "heldout": figures, "glances": glances(folder)}
