@@ -170,18 +170,20 @@ def advance(
             keys=s.keys,
         )
 
-    # The loop carries the caches as `[B K, S, C]`, the shape in which XLA multiplies them: it would copy a
-    # cache with separate axes on the way into every product.
-    merged = jax.lax.while_loop(
-        unfinished, lambda s: _with_caches(turn(_with_caches(s, B)), None), _with_caches(state, None)
+    if B > 1:
+        return jax.lax.while_loop(unfinished, turn, state)
+    # With a single row XLA multiplies caches `[K, S, C]`, and would copy those with a row axis at every turn.
+    # With more rows it is the other way round.
+    without_rows = jax.lax.while_loop(
+        unfinished,
+        lambda s: _map_caches(lambda x: x[0], turn(_map_caches(lambda x: x[None], s))),
+        _map_caches(lambda x: x[0], state),
     )
-    return _with_caches(merged, B)
+    return _map_caches(lambda x: x[None], without_rows)
 
 
-def _with_caches(state: DecodeState, rows: int | None) -> DecodeState:
-    """The state with caches `[B, K, S, C]` of `rows` rows; None merges B and K."""
-    lead = (-1,) if rows is None else (rows, -1)
-    return replace(state, caches=jax.tree.map(lambda x: x.reshape(*lead, *x.shape[-2:]), state.caches))
+def _map_caches(change, state: DecodeState) -> DecodeState:
+    return replace(state, caches=jax.tree.map(change, state.caches))
 
 
 def decode(

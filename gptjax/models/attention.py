@@ -120,9 +120,10 @@ class KVCache:
         """The cache with L new positions written from `slot` (int32 scalar) on."""
 
         def put(old, new):
-            # B and K in one axis, as the token loop carries them (`generation/decode.py`).
-            flat, new = old.reshape(-1, *old.shape[2:]), new.reshape(-1, *new.shape[2:]).astype(old.dtype)
-            return jax.lax.dynamic_update_slice(flat, new, (0, slot, 0)).reshape(old.shape)
+            new = new.astype(old.dtype)
+            if old.shape[0] == 1:  # as the token loop carries the cache of one row (`generation/decode.py`)
+                return jax.lax.dynamic_update_slice(old[0], new[0], (0, slot, 0))[None]
+            return jax.lax.dynamic_update_slice(old, new, (0, 0, slot, 0))
 
         return KVCache(put(self.keys, keys_BxKxLxC), put(self.values, values_BxKxLxC))
 
