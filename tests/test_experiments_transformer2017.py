@@ -22,7 +22,7 @@ from gptjax.training.optimizers import make_optimizer
 pytestmark = pytest.mark.slow
 
 FOLDER = "experiments/transformer2017"
-ARMS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / FOLDER).glob("*.py"))
+ARMS = [f"{FOLDER}/{name}.py" for name in ("no_smoothing", "translate")]
 SMALL = {"vocab_size": 1536, "width": 16, "layers": 1, "heads": 2, "mlp_width": None}
 
 
