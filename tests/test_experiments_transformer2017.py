@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from test_experiments import ROOT, load, lower
+from test_experiments import load, lower
 
 from gptjax.models.encoder_decoder import EncoderDecoder
 from gptjax.models.functional import ModelDefinition
