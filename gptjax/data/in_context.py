@@ -55,7 +55,7 @@ def best_guess(digits: str) -> float:
     """
     miss = (1 - OWN_SHARE) / len(DIGITS)
     shows = np.full((10, 10), miss) + OWN_SHARE * np.eye(10)  # own digit, shown digit
-    posterior = np.prod([shows[:, int(digit)] for digit in digits], axis=0) * np.ones(10)
+    posterior = np.prod(shows[:, [int(digit) for digit in digits]], axis=1)
     return float((posterior / posterior.sum() @ shows).max())
 
 

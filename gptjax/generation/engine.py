@@ -2,18 +2,41 @@
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.config import ConfigError
 from gptjax.generation.decode import advance, check_room, decode, left_pad, prefill, request_keys
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.functional import ModelDefinition, layer_parameters
 
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
 PROMPT_BLOCK = 32
+
+
+def padded_length(longest: int, new_tokens: int, context_length: int) -> int:
+    """Slots for prompts of at most `longest` tokens: a whole number of blocks where the context has room."""
+    rounded = -(-longest // PROMPT_BLOCK) * PROMPT_BLOCK
+    return max(longest, min(rounded, context_length - new_tokens))
+
+
+def fitting_sampling(prompt_tokens: int, context_length: int, sampling: SamplingConfig) -> SamplingConfig:
+    """The sampling with a reply no longer than the context has room for behind a dialogue's prompt.
+
+    Raises:
+        ConfigError: there is no room.
+    """
+    room = context_length - prompt_tokens
+    if room < 1:
+        raise ConfigError(
+            f"the dialogue takes {prompt_tokens} tokens, but the model has a context length of "
+            f"{context_length}: shorten it"
+        )
+    return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 
 
 class TextEngine:
@@ -58,8 +81,7 @@ class TextEngine:
 
     def _padded_length(self, prompts, new_tokens: int) -> int:
         longest = max(len(p) for p in prompts)
-        rounded = -(-longest // PROMPT_BLOCK) * PROMPT_BLOCK
-        length = max(longest, min(rounded, self.context_length - new_tokens))
+        length = padded_length(longest, new_tokens, self.context_length)
         check_room(self._definition, length, new_tokens)
         return length
 

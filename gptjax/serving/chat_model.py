@@ -2,10 +2,11 @@
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from gptjax.config import ConfigError
 from gptjax.data.chat import Messages, render_prompt
-from gptjax.generation.engine import TextEngine
+from gptjax.generation.engine import TextEngine, fitting_sampling
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.quantization import QuantizationConfig, quantize
 from gptjax.serving.round_model import RoundModel
@@ -29,30 +30,14 @@ class ChatModel:
         self._system = [{"role": "system", "content": system_message}] if system_message else []
         self.context_length = engine.context_length
 
-    def stream(
-        self,
-        messages: Messages,
-        *,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        max_new_tokens: int,
-        seed: int,
-    ) -> Generator[str, None, None]:
-        """The reply in pieces, as they are drawn; sampling as in `SamplingConfig`.
+    def stream(self, messages: Messages, *, seed: int, **sampling: Any) -> Generator[str, None, None]:
+        """The reply in pieces, as they are drawn; `sampling` names what `SamplingConfig` has.
 
         Raises:
             ConfigError: the messages leave no room for a reply.
         """
         prompt = self._prompt(messages)
-        room = self.context_length - len(prompt)
-        if room < 1:
-            raise ConfigError(
-                f"the dialogue takes {len(prompt)} tokens, but the model has a context length of "
-                f"{self.context_length}: shorten it"
-            )
-        new = min(max_new_tokens, room)
-        sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=new)
+        sampling = fitting_sampling(len(prompt), self.context_length, SamplingConfig(**sampling))
         yield from self._engine.stream(prompt, sampling, seed)
 
     def replies(self, dialogues: list[Messages], sampling: SamplingConfig, seeds: list[int]) -> list[str]:

@@ -2,17 +2,17 @@
 
 from collections.abc import Generator
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import numpy as np
 
-from gptjax.config import ConfigError
 from gptjax.data.chat import Messages
 from gptjax.data.infilling import RESERVED, BlankIds
 from gptjax.data.rounds import round_prompt
 from gptjax.generation.blanks import split_answers, write_blanks
 from gptjax.generation.decode import left_pad, request_keys
-from gptjax.generation.engine import PROMPT_BLOCK
+from gptjax.generation.engine import fitting_sampling, padded_length
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.quantization import QuantizationConfig, quantize
 from gptjax.stages.handover import TrainedModel
@@ -40,33 +40,16 @@ class RoundModel:
         ids = {"start_id": self._ids.start, "end_id": self._ids.end}
         return jax.jit(partial(write_blanks, self._definition, sampling=sampling, **ids))
 
-    def stream(
-        self,
-        messages: Messages,
-        *,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        max_new_tokens: int,
-        seed: int,
-    ) -> Generator[str, None, None]:
-        """The reply in one piece; sampling as in `SamplingConfig`.
+    def stream(self, messages: Messages, *, seed: int, **sampling: Any) -> Generator[str, None, None]:
+        """The reply in one piece; `sampling` names what `SamplingConfig` has.
 
         Raises:
             ConfigError: the messages leave no room for a reply.
             DataError: there is a system message.
         """
         part_a = self._part_a(messages)
-        room = self.context_length - len(part_a)
-        if room < 1:
-            raise ConfigError(
-                f"the dialogue takes {len(part_a)} tokens, but the model has a context length of "
-                f"{self.context_length}: shorten it"
-            )
-        new = min(max_new_tokens, room)
-        rounded = -(-len(part_a) // PROMPT_BLOCK) * PROMPT_BLOCK  # few lengths are compiled
-        length = max(len(part_a), min(rounded, self.context_length - new))
-        sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=new)
+        sampling = fitting_sampling(len(part_a), self.context_length, SamplingConfig(**sampling))
+        length = padded_length(len(part_a), sampling.max_new_tokens, self.context_length)
         tokens, mask = left_pad([part_a], 0, length)
         places, counts = np.array([[len(part_a) - 1]]), np.ones(1, np.int32)
         drawn = self._program(sampling)(self._params, tokens, mask, places, counts, request_keys([seed]))
