@@ -42,6 +42,7 @@ from gptjax.stages.classify import ClassifyConfig
 from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.masked import MaskedConfig
 from gptjax.stages.ppo import PpoConfig
+from gptjax.stages.preference import PreferenceConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
 from gptjax.stages.translate import TranslateConfig
@@ -55,6 +56,7 @@ STAGES = {
     "translate": TranslateConfig,
     "masked": MaskedConfig,
     "classify": ClassifyConfig,
+    "preference": PreferenceConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -81,6 +83,7 @@ SMALL = {
         "--heldout-bytes 1000 --length 32 --masking.copies 1",
     ),
     "my_classifier": ("classify", "--steps 2 --length 32 --clear 2.5"),
+    "my_preferences": ("preference", "--batch-size 4 --length 128"),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
 ROADS = ("quickstart", "llama_style", "no_margin_of_safety", "my_blanks", "my_replies")
