@@ -71,3 +71,13 @@ def test_a_policy_learns_from_rankings(name, run, root):
     figures = run(name, source=source, batch_size=8, judging=judged_little(config.judging, root))
     assert {"accuracy", "reference", "policy", "kl"} <= set(figures)
     assert {"lexicon", "reward", "text_loss"} <= set(figures["policy"])
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_a_policy_learns_from_groups(name, run, root):
+    config = load_experiment(FOLDER / f"{name}.py")
+    assert config.estimator == name
+    little = judged_little(config, root)
+    changes = {field: getattr(little, field) for field in ("prompts", "sampling", "corpora", "eval_bytes")}
+    figures = run(name, iterations=2, batch_size=8, prompt_length=64, eval_prompts=4, **changes)
+    assert {"reference", "policy", "kl"} == set(figures)
