@@ -40,8 +40,10 @@ from gptjax.sharding.rules import RULES
 from gptjax.stages import self_check
 from gptjax.stages.classify import ClassifyConfig
 from gptjax.stages.finetune import FinetuneConfig
+from gptjax.stages.grouped import GroupedConfig
 from gptjax.stages.masked import MaskedConfig
 from gptjax.stages.ppo import PpoConfig
+from gptjax.stages.preference import PreferenceConfig
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
 from gptjax.stages.translate import TranslateConfig
@@ -56,6 +58,8 @@ STAGES = {
     "translate": TranslateConfig,
     "masked": MaskedConfig,
     "classify": ClassifyConfig,
+    "preference": PreferenceConfig,
+    "grouped": GroupedConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -82,6 +86,12 @@ SMALL = {
         "--heldout-bytes 1000 --length 32 --masking.copies 1",
     ),
     "my_classifier": ("classify", "--steps 2 --length 32 --clear 2.5"),
+    "my_preferences": ("preference", "--batch-size 4 --length 128"),
+    "my_grouped": (
+        "grouped",
+        "--iterations 1 --batch-size 4 --group-size 2 --sampling.max-new-tokens 4 --eval-prompts 4 "
+        "--prompt-length 64",
+    ),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
 ROADS = ("quickstart", "llama_style", "no_margin_of_safety", "my_blanks", "my_replies")
@@ -253,6 +263,7 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
     files = {row[0] for row in table("docs/configuration.md", "Run folders")}
     own = {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}
     own |= {"translate": {"tokenizer.model", "samples.jsonl"}, "masked": {"tokenizer.model"}}
+    own |= {"grouped": {"samples.jsonl"}}
     files |= own.get(stage, set())
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
     heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]

@@ -12,7 +12,9 @@ X = jnp.array([1.0, 2.0, 3.0, 4.0])
 MASK = jnp.array([0, 1, 1, 0])
 
 
-@pytest.mark.parametrize("module", ["masked", "lm", "ranking", "rewards", "ppo"])
+@pytest.mark.parametrize(
+    "module", ["masked", "lm", "ranking", "rewards", "ppo", "preference", "group_advantages"]
+)
 def test_every_public_loss_has_an_example_that_runs(module):
     module = importlib.import_module(f"gptjax.losses.{module}")
     functions = [f for f in vars(module).values() if getattr(f, "__module__", "") == module.__name__]

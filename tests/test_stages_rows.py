@@ -105,7 +105,7 @@ def test_noisy_copies_that_do_not_fit_are_left_out_and_counted(tmp_path, tokeniz
 def test_prompts_and_plain_text_say_what_was_left_out(dialogues, tmp_path, tokenizer, capsys):
     prompts = read_prompts(str(dialogues), "train", 0)
     read = "read: 1 of 2000 rows are bad (1 no reply), 10 left out that occur twice"
-    assert capsys.readouterr().out == f"ppo: {dialogues} (train): {read}; {len(prompts)} dialogues\n"
+    assert capsys.readouterr().out == f"prompts: {dialogues} (train): {read}; {len(prompts)} dialogues\n"
     texts = written(tmp_path / "text.jsonl", [{"text": f"text {n}" if n else ""} for n in range(1000)])
     text_rows([str(texts)], tokenizer=tokenizer, length=32)
     line = capsys.readouterr().out

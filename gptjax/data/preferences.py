@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax.data.chat import Messages, Origin, fault_of_messages, render_prompt
+from gptjax.data.chat import Messages, Origin, fault_of_messages, header, render_prompt
 from gptjax.data.files import held_out_keys, is_utf8, read_jsonl, source_files
 from gptjax.data.quality import BadRows, DataError
 from gptjax.data.tokenizers import Tokenizer
@@ -181,6 +181,45 @@ def encode_ranked(
     kept = (lengths > 0).sum(axis=1) >= 2
     group = np.flatnonzero(kept).astype(np.int32)
     return RankedArrays(tokens[kept], lengths[kept], scores[kept], group)
+
+
+def completion_starts(arrays: RankedArrays, tokenizer: Tokenizer) -> np.ndarray:
+    """The place of each completion's first id: int32 [G, K]; 0 where there is no completion.
+
+    A completion follows the last header of its row: text never gives the id that opens a header.
+    """
+    places = np.arange(arrays.tokens.shape[2], dtype=np.int32)
+    opened = np.where(arrays.tokens == tokenizer.im_start_id, places, 0).max(2)
+    starts = opened + len(header("assistant", tokenizer))
+    return np.where(arrays.lengths > 0, starts, 0).astype(np.int32)
+
+
+def swap_completions(
+    arrays: RankedArrays, starts: np.ndarray, index: np.ndarray, pad_id: int
+) -> RankedArrays:
+    """Each prompt of a batch with the completions of the next one, the last with those of the first.
+
+    Args:
+        arrays: from `encode_ranked`.
+        starts: from `completion_starts`.
+        index: [B, G'] which prompts are in each batch.
+        pad_id: fills the rows.
+
+    Returns:
+        rankings [B * G', K, L]; a completion that does not fit behind the other prompt is left out.
+    """
+    prompts, others = index.reshape(-1), np.roll(index, -1, axis=1).reshape(-1)
+    tokens = np.full((len(prompts), *arrays.tokens.shape[1:]), pad_id, np.int32)
+    lengths = np.zeros(tokens.shape[:2], np.int32)
+    for row, (prompt, other) in enumerate(zip(prompts, others, strict=True)):
+        first = starts[prompt].max()
+        beginning = arrays.tokens[prompt, np.argmax(starts[prompt]), :first]
+        for k in np.flatnonzero(arrays.lengths[other]):
+            said = arrays.tokens[other, k, starts[other, k] : arrays.lengths[other, k]]
+            if first + len(said) <= tokens.shape[2]:
+                lengths[row, k] = first + len(said)
+                tokens[row, k, : lengths[row, k]] = np.concatenate([beginning, said])
+    return RankedArrays(tokens, lengths, arrays.scores[others], arrays.group[others])
 
 
 def pack_ranked(

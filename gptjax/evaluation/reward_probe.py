@@ -29,8 +29,8 @@ from gptjax.ranges import Count
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import make_mesh
 from gptjax.stages.handover import check_fit, load_model
-from gptjax.stages.reward import RewardConfig, encode, over_batches, score_all
-from gptjax.stages.reward_data import read_groups
+from gptjax.stages.reward import RewardConfig, score_all
+from gptjax.stages.reward_data import encode, over_batches, read_groups
 from gptjax.stages.reward_evaluation import evaluate
 
 
@@ -87,13 +87,13 @@ def last_hidden(definition: ModelDefinition, params, arrays: RankedArrays, confi
     params = params["decoder"] | {"blocks": blocks}
 
     @jax.jit
-    def program(params, batch):
+    def program(batch):
         hidden_RxLxD = decoder.apply(
             params, batch["tokens"], segment_ids=batch["segment_ids"], positions=batch["positions"]
         )
         return hidden_RxLxD[batch["end_row"], batch["end_column"]]
 
-    return over_batches(program, params, arrays, config)[arrays.lengths > 0]
+    return over_batches(program, arrays, config)[arrays.lengths > 0]
 
 
 def ensemble_figures(rewards_MxGxK: np.ndarray, arrays: RankedArrays, clear_gap: float) -> dict:

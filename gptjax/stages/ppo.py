@@ -194,7 +194,7 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
     state = run_loop(state, iteration, batch_at, stage_key(config.seed, "ppo"), settings)
 
     final = state.ema if config.ema_decay else state.policy.params
-    figures = evaluate_policies(config, base, reward, final, folder)
+    figures = evaluate_policies(config, base, reward, final, folder, config.ptx_length, config.conventions)
     save_model(folder, "language", language.config, final, tokenizer)
     seconds = time.monotonic() - started
     lengths = [row["val/response_length"] for row in read_metrics(folder / "metrics.jsonl")]

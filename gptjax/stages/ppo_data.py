@@ -1,4 +1,4 @@
-"""What PPO reads: prompts, and the rows of PPO-ptx."""
+"""What PPO and its kin read: prompts, and the rows of PPO-ptx."""
 
 import jax
 
@@ -24,7 +24,7 @@ def read_prompts(source: str, split: str, seed: int) -> list[Messages]:
     """
     bad_rows = BadRows()
     prompts = [messages[:-1] for messages, _ in read_source(source, split, bad_rows, seed)]
-    print(f"ppo: {source} ({split}): {read_line(bad_rows)}{len(prompts)} dialogues", flush=True)
+    print(f"prompts: {source} ({split}): {read_line(bad_rows)}{len(prompts)} dialogues", flush=True)
     return prompts
 
 
@@ -41,7 +41,7 @@ def encode_prompts(prompts: list[Messages], tokenizer, longest: int) -> list[lis
             f"none of {len(prompts)} prompts fits into prompt_length = {longest} tokens: raise it"
         )
     left_out = len(encoded) - len(kept)
-    print(f"ppo: {len(kept)} prompts, {left_out} longer than {longest} tokens left out", flush=True)
+    print(f"prompts: {len(kept)} kept, {left_out} longer than {longest} tokens left out", flush=True)
     return kept
 
 

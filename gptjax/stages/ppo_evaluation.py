@@ -1,4 +1,4 @@
-"""What PPO did: judged samples, divergence from the reference, and the price paid in language modelling."""
+"""What alignment did: judged samples, divergence from the reference, the price paid in language modelling."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from gptjax.data.quality import BadRows
 from gptjax.evaluation.judge import distinct_n, lexicon_scores
 from gptjax.evaluation.perplexity import first_bytes, heldout_rows, mean_loss
 from gptjax.generation.decode import left_pad
-from gptjax.stages.conventions import cut_ids
+from gptjax.stages.conventions import Conventions, cut_ids
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import make_sum_loss
@@ -21,10 +21,27 @@ from gptjax.stages.ppo_data import encode_prompts, read_prompts
 from gptjax.stages.rollout import Rollout, cut_replies, draw, response_log_probs, reward_scores
 
 
-def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, folder: Path) -> dict:
+def evaluate_policies(
+    config,
+    base: TrainedModel,
+    reward: TrainedModel | None,
+    params,
+    folder: Path,
+    text_length: int,
+    conventions: Conventions,
+) -> dict:
     """Reference and policy on the same held-out prompts, with the same seeds.
 
     Writes every reply to `samples.jsonl`.
+
+    Args:
+        config: prompts, sampling, prompt_length, eval_prompts, corpora, eval_bytes and seed.
+        base: the reference.
+        reward: scores the replies; None leaves the reward out.
+        params: the policy's.
+        folder: the run folder.
+        text_length: tokens per row of held-out text.
+        conventions: where replies are cut.
 
     Returns:
         for "reference" and "policy": lexicon score, reward, distinct-2 and loss on held-out text; and the
@@ -36,14 +53,15 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
     tokens, mask = left_pad(prompts, tokenizer.pad_id, config.prompt_length)
     keys = jax.random.split(stage_key(config.seed, "ppo evaluation"), len(prompts))
     temperature = config.sampling.temperature
-    cuts, pad = cut_ids(config.conventions, tokenizer), tokenizer.pad_id
+    cuts, pad = cut_ids(conventions, tokenizer), tokenizer.pad_id
     end = None if cuts else tokenizer.im_end_id
 
     @jax.jit
     def judge(policy):
         rollout = draw(language, policy, tokens, mask, keys, config.sampling, end, pad)
-        read = cut_replies(rollout, cuts, config.conventions.cut_after) if cuts else rollout
-        return rollout, read, reward_scores(reward.definition, reward.params, read)
+        read = cut_replies(rollout, cuts, conventions.cut_after) if cuts else rollout
+        scores = {"reward": reward_scores(reward.definition, reward.params, read)} if reward else {}
+        return rollout, read, {name: score.mean() for name, score in scores.items()}
 
     @jax.jit
     def divergence(rollout: Rollout):
@@ -52,14 +70,14 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
         )
         return ((ours - theirs) * rollout.mask).sum(1)
 
-    text_loss = held_out_text_loss(config, base)
+    text_loss = held_out_text_loss(config, base, text_length)
     figures, replies = {}, {}
     for name, policy in (("reference", base.params), ("policy", params)):
         rollout, read, scores = judge(policy)
         replies[name] = texts_of(read, tokenizer)
         figures[name] = {
             "lexicon": float(np.mean(lexicon_scores(replies[name]))),
-            "reward": float(jnp.mean(scores)),
+            **{name: float(score) for name, score in scores.items()},
             "distinct_2": distinct_n(replies[name]),
             "ended": float(jnp.mean(read.ended)),
         } | text_loss(policy)
@@ -69,7 +87,7 @@ def evaluate_policies(config, base: TrainedModel, reward: TrainedModel, params, 
             row = {"prompt": tokenizer.decode(ids)} | {name: replies[name][i] for name in replies}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     for name in ("reference", "policy"):
-        print(f"ppo: {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
+        print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
     return figures
 
 
@@ -82,7 +100,9 @@ def heldout_prompts(config) -> list[Messages]:
         text = json.dumps(messages[i])
         (known if text in seen else new).append(messages[i])
         seen.add(text)
-    print(f"ppo: {len(new)} held-out prompts are new, {len(known)} occur elsewhere and come last", flush=True)
+    print(
+        f"prompts: {len(new)} held-out ones are new, {len(known)} occur elsewhere and come last", flush=True
+    )
     return new + known
 
 
@@ -92,7 +112,7 @@ def texts_of(rollout: Rollout, tokenizer) -> list[str]:
     return [tokenizer.decode(ids[kept & (ids != tokenizer.im_end_id)].tolist()) for ids, kept in rows]
 
 
-def held_out_text_loss(config, base: TrainedModel):
+def held_out_text_loss(config, base: TrainedModel, length: int):
     """`loss(params) -> {"text_loss": nats per token}` on the held-out text of `config.corpora`."""
     if not config.corpora:
         return lambda params: {}
@@ -100,8 +120,8 @@ def held_out_text_loss(config, base: TrainedModel):
     for name in config.corpora:
         bad_rows = BadRows()
         documents = read_documents(name, split="heldout", bad_rows=bad_rows)
-        print(f"ppo: held-out text of {name}: {bad_rows.summary()}", flush=True)
+        print(f"held-out text of {name}: {bad_rows.summary()}", flush=True)
         texts += first_bytes([d.text for d in documents], config.eval_bytes)
-    rows = heldout_rows(texts, base.tokenizer, config.ptx_length)
+    rows = heldout_rows(texts, base.tokenizer, length)
     sum_loss = make_sum_loss(base.definition)
     return lambda params: {"text_loss": mean_loss(sum_loss, params, rows, 16)}

@@ -18,9 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.config import configclass
-from gptjax.data.preferences import RankedArrays, encode_ranked, pack_ranked
-from gptjax.data.quality import BadRows
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.preferences import RankedArrays, pack_ranked
 from gptjax.errors import require
 from gptjax.losses.listwise import best_of_n_loss, plackett_luce_loss
 from gptjax.losses.ranking import pair_matrix, ranking_loss
@@ -31,7 +29,7 @@ from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.handover import check_fit, load_model, model_kind, save_model
 from gptjax.stages.keys import stage_key
-from gptjax.stages.reward_data import read_groups, rows_needed
+from gptjax.stages.reward_data import encode, epoch_order, over_batches, read_groups, rows_needed
 from gptjax.stages.reward_evaluation import bag_of_words_accuracy, evaluate
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
@@ -128,17 +126,8 @@ def count_groups(batch) -> jax.Array:
 def score_all(definition: ModelDefinition, params, arrays: RankedArrays, config) -> np.ndarray:
     """Rewards `[G, K]` of every completion, 0 where there is none, in batches as the configuration says."""
     program = jax.jit(lambda p, batch: completion_rewards(definition, p, batch))
-    return over_batches(program, params, arrays, config) * (arrays.lengths > 0)
-
-
-def over_batches(program, params, arrays: RankedArrays, config) -> np.ndarray:
-    """`program(params, batch)` of all prompts, a batch at a time: `[G, K, ...]`."""
-    order = np.arange(-(-len(arrays.tokens) // config.batch_size) * config.batch_size)
-    index = np.minimum(order, len(arrays.tokens) - 1).reshape(-1, config.batch_size)
-    # One part: with micro-batches `end_row` would count within each of them.
-    rows = rows_needed(arrays, index, config.length, 1, config.mesh)
-    parts = [np.asarray(program(params, pack_ranked(arrays, i, config.length, rows))) for i in index]
-    return np.concatenate(parts)[: len(arrays.tokens)]
+    scores = over_batches(lambda batch: program(params, batch), arrays, config)
+    return scores * (arrays.lengths > 0)
 
 
 def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
@@ -157,8 +146,8 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     base = load_model(config.base, mesh, "scalar" if goes_on else "language")
     check_fit({"length": config.length}, {config.base: base})
     train_groups, heldout_groups = read_groups(config)
-    train = encode(train_groups, base.tokenizer, config, "training rankings")
-    heldout = encode(heldout_groups, base.tokenizer, config, "held-out rankings")
+    train = encode(train_groups, base.tokenizer, config, "reward: training rankings")
+    heldout = encode(heldout_groups, base.tokenizer, config, "reward: held-out rankings")
     order = epoch_order(train.lengths.sum(1), config)
     rows = rows_needed(train, order, config.length, config.accumulate, config.mesh)
 
@@ -215,31 +204,3 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
 def trunk_config(config, dropout: float):
     """The decoder's configuration with another dropout rate."""
     return dataclasses.replace(config, dropout=dropout)
-
-
-def encode(groups, tokenizer: Tokenizer, config: RewardConfig, name: str) -> RankedArrays:
-    """The rankings as arrays; completions that do not fit are counted and shown."""
-    bad_rows, bundled = BadRows(), config.source == "ratings"
-    arrays = encode_ranked(groups, tokenizer, config.length, config.k_max, bad_rows, name, bundled)
-    print(f"reward: {name}: {bad_rows.summary()}")
-    return arrays
-
-
-def epoch_order(tokens_G: np.ndarray, config: RewardConfig) -> np.ndarray:
-    """Prompts of every step, `[steps, batch_size]`; each epoch is shuffled anew, a partial batch left out.
-
-    Every batch takes one prompt from each of `batch_size` strata of size, so that all batches hold about the
-    same number of tokens and few packed rows stay empty.
-
-    Args:
-        tokens_G: tokens of all completions of each prompt.
-        config: batch size, epochs, seed.
-    """
-    rng = np.random.default_rng(config.seed)
-    steps = len(tokens_G) // config.batch_size
-    epochs = []
-    for _ in range(config.epochs):
-        chosen = rng.permutation(len(tokens_G))[: steps * config.batch_size]
-        strata = chosen[np.argsort(tokens_G[chosen], kind="stable")].reshape(config.batch_size, steps)
-        epochs.append(rng.permuted(strata, axis=1).T)
-    return np.concatenate(epochs)

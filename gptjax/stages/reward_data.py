@@ -1,6 +1,10 @@
-"""What the reward model reads: rankings to train on and to measure with, and how many rows a batch takes."""
+"""Rankings for the reward model and for the losses of preference: read, encoded, put in order, packed.
+
+`config` is that of either stage.
+"""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 
@@ -8,12 +12,14 @@ from gptjax.data.files import bucket
 from gptjax.data.preferences import (
     RankedArrays,
     RankedReplies,
+    encode_ranked,
     pack_ranked,
     read_preferences,
     split_preferences,
 )
 from gptjax.data.quality import BadRows, DataError
 from gptjax.data.ratings import load_ratings, ranked_replies, split_ratings
+from gptjax.data.tokenizers import Tokenizer
 from gptjax.sharding.mesh import MeshConfig
 
 
@@ -37,7 +43,7 @@ def read_groups(config) -> tuple[list[RankedReplies], list[RankedReplies]]:
         bad_rows = BadRows()
         train_groups, heldout_groups = split_preferences(read_preferences(config.source, bad_rows))
         train_groups = [group for group in train_groups if in_half(json.dumps(group.prompt), config.half)]
-        print(f"reward: {config.source}: read: {bad_rows.summary()}", flush=True)
+        print(f"{config.source}: read: {bad_rows.summary()}", flush=True)
     if len(train_groups) < config.batch_size or not heldout_groups:
         raise DataError(
             f"{config.source} gives {len(train_groups)} rankings to train on and {len(heldout_groups)} to "
@@ -67,3 +73,56 @@ def rows_needed(arrays: RankedArrays, index: np.ndarray, length: int, parts: int
     most = max(len(pack_ranked(arrays, i, length, None, parts)["tokens"]) for i in index)
     divisor = mesh.batch_shards * parts
     return -(-most // divisor) * divisor
+
+
+def over_batches(
+    program: Callable[[dict[str, np.ndarray]], np.ndarray],
+    arrays: RankedArrays,
+    config,
+    more: dict[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """`program(batch)` of all prompts, a batch at a time: `[G, K, ...]`, of no meaning without a completion.
+
+    Args:
+        program: batch -> `[batch_size, K, ...]`.
+        arrays: all rankings.
+        config: batch size, length, mesh.
+        more: arrays `[G, ...]` that join the batch.
+    """
+    order = np.arange(-(-len(arrays.tokens) // config.batch_size) * config.batch_size)
+    index = np.minimum(order, len(arrays.tokens) - 1).reshape(-1, config.batch_size)
+    # One part: with micro-batches `end_row` would count within each of them.
+    rows = rows_needed(arrays, index, config.length, 1, config.mesh)
+    batches = (
+        pack_ranked(arrays, i, config.length, rows) | {name: array[i] for name, array in (more or {}).items()}
+        for i in index
+    )
+    return np.concatenate([np.asarray(program(batch)) for batch in batches])[: len(arrays.tokens)]
+
+
+def encode(groups, tokenizer: Tokenizer, config, name: str) -> RankedArrays:
+    """The rankings as arrays; completions that do not fit are counted and shown."""
+    bad_rows, bundled = BadRows(), config.source == "ratings"
+    arrays = encode_ranked(groups, tokenizer, config.length, config.k_max, bad_rows, name, bundled)
+    print(f"{name}: {bad_rows.summary()}")
+    return arrays
+
+
+def epoch_order(tokens_G: np.ndarray, config) -> np.ndarray:
+    """Prompts of every step, `[steps, batch_size]`; each epoch is shuffled anew, a partial batch left out.
+
+    Every batch takes one prompt from each of `batch_size` strata of size, so that all batches hold about the
+    same number of tokens and few packed rows stay empty.
+
+    Args:
+        tokens_G: tokens of all completions of each prompt.
+        config: batch size, epochs, seed.
+    """
+    rng = np.random.default_rng(config.seed)
+    steps = len(tokens_G) // config.batch_size
+    epochs = []
+    for _ in range(config.epochs):
+        chosen = rng.permutation(len(tokens_G))[: steps * config.batch_size]
+        strata = chosen[np.argsort(tokens_G[chosen], kind="stable")].reshape(config.batch_size, steps)
+        epochs.append(rng.permuted(strata, axis=1).T)
+    return np.concatenate(epochs)
