@@ -38,6 +38,7 @@ from gptjax.runs import open_run
 from gptjax.serving.terminal import HELP, Settings
 from gptjax.sharding.rules import RULES
 from gptjax.stages import self_check
+from gptjax.stages.best_of_n import BestOfNConfig
 from gptjax.stages.classify import ClassifyConfig
 from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.grouped import GroupedConfig
@@ -60,6 +61,7 @@ STAGES = {
     "classify": ClassifyConfig,
     "preference": PreferenceConfig,
     "grouped": GroupedConfig,
+    "best_of_n": BestOfNConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -91,6 +93,12 @@ SMALL = {
         "grouped",
         "--iterations 1 --batch-size 4 --group-size 2 --sampling.max-new-tokens 4 --eval-prompts 4 "
         "--prompt-length 64",
+    ),
+    "my_best_of_n": (
+        "best_of_n",
+        # So many, because few replies of such a model end.
+        "--asked 16 --n 64 --sampling.max-new-tokens 8 --missing-eos-penalty 9.0 --prompt-length 64 "
+        "--eval-prompts 4 --finetune.steps 2 --finetune.length 120 --finetune.batch-size 2",
     ),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
@@ -263,7 +271,7 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
     files = {row[0] for row in table("docs/configuration.md", "Run folders")}
     own = {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}
     own |= {"translate": {"tokenizer.model", "samples.jsonl"}, "masked": {"tokenizer.model"}}
-    own |= {"grouped": {"samples.jsonl"}}
+    own |= {"grouped": {"samples.jsonl"}, "best_of_n": {"samples.jsonl", "best.jsonl", "finetune/"}}
     files |= own.get(stage, set())
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
     heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]

@@ -81,3 +81,15 @@ def test_a_policy_learns_from_groups(name, run, root):
     changes = {field: getattr(little, field) for field in ("prompts", "sampling", "corpora", "eval_bytes")}
     figures = run(name, iterations=2, batch_size=8, prompt_length=64, eval_prompts=4, **changes)
     assert {"reference", "policy", "kl"} == set(figures)
+
+
+def test_a_policy_learns_from_its_best_replies(run, root):
+    pytest.importorskip("chatterbot_corpus", reason="chatterbot-corpus is not installed (gptjax[data])")
+    config = load_experiment(FOLDER / "best_of_n.py")
+    little = judged_little(config, root)
+    changes = {field: getattr(little, field) for field in ("prompts", "corpora", "eval_bytes")}
+    sampling = dataclasses.replace(config.sampling, max_new_tokens=8)
+    training = dataclasses.replace(config.finetune, steps=2, length=240)
+    changes |= {"sampling": sampling, "finetune": training, "prompt_length": 64, "missing_eos_penalty": 9.0}
+    figures = run("best_of_n", asked=16, n=64, eval_prompts=4, **changes)
+    assert [point["n"] for point in figures["frontier"]] == [1, 2, 4, 8, 16, 32, 64]
