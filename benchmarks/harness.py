@@ -10,7 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Share of the machine's CPU that others may use in a burst that is kept.
@@ -28,6 +28,7 @@ class Burst:
         cpu_seconds: CPU time of all threads of the processes that worked.
         others: share of the machine's CPU time that went to processes outside this tree, 0 to 1.
         peak_mib: the most memory the process has held so far.
+        phases: seconds of the parts of the work, where it tells them apart.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Burst:
     cpu_seconds: float
     others: float
     peak_mib: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
 
     @property
     def kept(self) -> bool:
@@ -98,7 +100,7 @@ def read_ticks() -> tuple[int, int, int]:
 
 
 def measure(name: str, work: Callable[[], dict]) -> Burst:
-    """Runs `work` and returns its burst; `work` returns units, seconds, cpu_seconds and maybe peak_mib."""
+    """Runs `work` and returns its burst; `work` returns units, seconds, cpu_seconds and maybe more."""
     before = read_ticks()
     figures = work()
     return Burst(name=name, others=others_share(before, read_ticks()), **figures)
@@ -118,7 +120,8 @@ class Worker:
         Args:
             name: the implementation.
             build: runs in the new process, `build(*arguments) -> (work, facts)`; `work()` does a burst, waits
-                for its end and returns the units done. Importable by name.
+                for its end and returns the units done, maybe with the seconds of its phases. Importable by
+                name.
             threads: pins the process to so many cores; None leaves it all of them.
 
         Raises:
@@ -180,8 +183,9 @@ def _serve(connection, build, arguments, threads) -> None:
         connection.send(facts)
         while connection.recv() == "burst":
             wall, cpu = time.perf_counter(), time.process_time()
-            units = work()
-            figures = {"units": units, "seconds": time.perf_counter() - wall}
+            done = work()
+            units, phases = done if isinstance(done, tuple) else (done, {})
+            figures = {"units": units, "phases": phases, "seconds": time.perf_counter() - wall}
             figures |= {"cpu_seconds": time.process_time() - cpu, "peak_mib": peak_memory_mib()}
             connection.send(figures)
     except EOFError:  # the harness closed its end

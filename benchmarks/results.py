@@ -132,14 +132,17 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def installed(package: str) -> bool:
-    """Whether a peer can be run; says so when it cannot."""
+def installed(package: str, version: str = "") -> bool:
+    """Whether a peer can be run, in this version if one is given; says so when it cannot."""
     try:
-        importlib.metadata.version(package)
+        found = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        print(f"{package} is not installed, so there is no ratio to it: pip install 'gptjax[parity]'")
-        return False
-    return True
+        found = None
+    if found and version in ("", found):
+        return True
+    wanted = f"{package} {version}".strip()
+    print(f"{wanted} is not installed, so there is no ratio to it: pip install 'gptjax[parity]'")
+    return False
 
 
 def describe_machine() -> dict:
@@ -152,7 +155,7 @@ def describe_machine() -> dict:
 
 def describe_run(options: argparse.Namespace) -> dict:
     """Date, machine, commit, versions and options of a benchmark's run."""
-    peers = [name for name in ("torch", "transformers") if _version(name)]
+    peers = [name for name in ("torch", "transformers", "trl") if _version(name)]
     settings = {name: value for name, value in vars(options).items() if name not in ("results", "note")}
     return {
         "date": date.today().isoformat(),

@@ -39,6 +39,7 @@ def config() -> RoadConfig:
             dialogues={"chatterbot": 0.82, "ratings": 0.14},
             text={"shakespeare": 0.02, "ratings": 0.02},
             rewordings=7,
+            heldout_rows=256,
             length=128,
             batch_size=8,
             steps=700,

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `gptjax --help` answers
 
 import argparse
 import importlib
+import logging
 import os
 import select
 import signal
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     141 says that nobody reads the output any more, as after `gptjax train ... --print-config | head -1`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what a single process always does
     try:
         if arguments[:1] == ["train"]:
             code = _train(arguments[1:])

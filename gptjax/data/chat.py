@@ -4,6 +4,7 @@ ChatML (OpenAI, 2023) writes a message as `<|im_start|>role\\ncontent<|im_end|>\
 """
 
 import json
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -53,14 +54,21 @@ EXCLUDED = {
 }
 
 
-def header(role: str, tokenizer: Tokenizer) -> list[int]:
+@lru_cache(maxsize=64)
+def header(role: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """`<|im_start|>role\\n`."""
-    return [tokenizer.im_start_id, *tokenizer.encode(f"{role}\n")]
+    return (tokenizer.im_start_id, *tokenizer.encode(f"{role}\n"))
+
+
+@lru_cache(maxsize=64)
+def newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The line break after each message."""
+    return tuple(tokenizer.encode("\n"))
 
 
 def render_prompt(messages: Messages, tokenizer: Tokenizer) -> list[int]:
     """The ids of `messages` in ChatML, ending after `<|im_start|>assistant\\n`: the model speaks next."""
-    return render_dialogue(messages, tokenizer)[0] + header("assistant", tokenizer)
+    return [*render_dialogue(messages, tokenizer)[0], *header("assistant", tokenizer)]
 
 
 def render_dialogue(messages: Messages, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -70,11 +78,11 @@ def render_dialogue(messages: Messages, tokenizer: Tokenizer) -> tuple[list[int]
     """
     ids: list[int] = []
     mask: list[int] = []
-    newline = tokenizer.encode("\n")
+    newline = newline_ids(tokenizer)
     for message in messages:
         before = header(message["role"], tokenizer)
         said = [*tokenizer.encode(message["content"]), tokenizer.im_end_id]
-        ids += before + said + newline
+        ids += [*before, *said, *newline]
         spoken = int(message["role"] == "assistant")
         mask += [0] * len(before) + [spoken] * len(said) + [0] * len(newline)
     return ids, mask

@@ -191,9 +191,12 @@ def groups_of_replies(
         size = int(rng.integers(k_min, k_max + 1))
         group: dict[float, RatedText] = {}
         rest = []
-        for text in texts:
+        for place, text in enumerate(texts):
+            if len(group) == size:
+                rest += texts[place:]
+                break
             known = text.text in [other.text for other in group.values()]
-            if len(group) < size and text.mean not in group and not known:
+            if text.mean not in group and not known:
                 group[text.mean] = text
             else:
                 rest.append(text)

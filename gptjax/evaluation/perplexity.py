@@ -54,6 +54,15 @@ def first_bytes(texts: list[str], limit: int) -> list[str]:
     return chosen
 
 
+def even_sample(rows: dict[str, np.ndarray], count: int | None) -> dict[str, np.ndarray]:
+    """At most `count` of the rows, evenly spaced; None takes all."""
+    total = len(rows["tokens"])
+    if count is None or count >= total:
+        return rows
+    chosen = np.arange(count) * total // count
+    return {name: array[chosen] for name, array in rows.items()}
+
+
 def mean_loss(sum_loss, params, rows: dict[str, np.ndarray], batch_size: int) -> float:
     """Mean negative log-likelihood of the counted tokens, in nats.
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from gptjax.config import configclass
 from gptjax.data.mixture import Mixture
-from gptjax.evaluation.perplexity import mean_loss
+from gptjax.evaluation.perplexity import even_sample, mean_loss
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel
 from gptjax.models.lora import LoraConfig, LoraDefinition
@@ -46,6 +46,8 @@ class FinetuneConfig:
         text: source -> weight of plain text mixed in, as in pretraining, so that less of it is forgotten
             (InstructGPT: 10 % before PPO).
         rewordings: noisy copies of each dialogue that join it (`data/rewording.py`); not of ratings.
+        heldout_rows: packed rows of each source's held-out dialogues that are measured, evenly spaced; None
+            measures all.
         samples: held-out dialogues whose greedy replies before and after are written to `samples.jsonl`; the
             loss before is measured too.
         cut_long: a reply that does not fit into a row is cut at its end, as in Alpaca; else it is a bad row.
@@ -60,6 +62,7 @@ class FinetuneConfig:
     dialogues: SomeWeights
     text: Weights = Field(default_factory=dict)
     rewordings: Natural = 0
+    heldout_rows: Count | None = None
     samples: Natural = 0
     cut_long: bool = False
     lora: LoraConfig | None = None
@@ -109,6 +112,7 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
     named = {"stage": "finetune", "seed": config.seed, "cut_long": config.cut_long}
     rows = dialogue_rows(config.dialogues, "train", rewordings=config.rewordings, **named, **layout)
     heldout = dialogue_rows(config.dialogues, "heldout", **named, **layout)
+    heldout = {source: even_sample(found, config.heldout_rows) for source, found in heldout.items()}
     weights = config.dialogues | {text_name(source): weight for source, weight in config.text.items()}
     mixture = Mixture(rows | text_rows(config.text, **layout), weights, config.batch_size, config.seed)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gptjax.runs import mark_done, open_run, read_done, stage_done, write_json_a
 from gptjax.serving.chat_model import ChatModel
 from gptjax.sharding.mesh import make_mesh
 from gptjax.stages import finetune, ppo, pretrain, reward
+from gptjax.stages.beside import beside
 from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.handover import load_model
 from gptjax.stages.ppo import PpoConfig
@@ -78,11 +80,16 @@ def run(config: RoadConfig, folder: Path) -> None:
     stages = stage_configs(config, folder)
     require("yaml", "chatterbot_corpus", "vaderSentiment", "matplotlib")
     check_sources(config, [name for name in stages if not stage_done(folder / name)])
+    plain = "ppo_without_ptx"
     for number, (name, (stage, stage_config)) in enumerate(stages.items(), 1):
         print(f"\n[{number}/{len(stages)}] {name}", flush=True)
         # Where the road lies is no setting: its folder may be moved, or be written in another way.
         places = {} if name == "pretrain" else {"may_change": HANDED_OVER}
-        stage.run(stage_config, folder / name, **places)
+        company = nullcontext()
+        if name == "ppo" and not (stage_done(folder / name) or stage_done(folder / plain)):
+            company = beside(ppo.__name__, stages[plain][1], folder / plain, **places)
+        with company:
+            stage.run(stage_config, folder / name, **places)
     if not stage_done(folder):
         print("\njudging the result", flush=True)
         write_json_atomic(folder / "results.json", judge(config, folder))
