@@ -2,6 +2,8 @@
 # The one door: makes .venv, installs what the command needs, runs it.
 set -euo pipefail
 
+memory=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
+
 usage() {
     cat <<'USAGE'
 usage: ./launch.sh COMMAND [--dry-run] [ARGUMENTS]
@@ -19,6 +21,7 @@ usage: ./launch.sh COMMAND [--dry-run] [ARGUMENTS]
 
 environment:
   ACCELERATOR=cuda12|cuda13|tpu   install JAX for this accelerator (default: the CPU only)
+  GLIBC_TUNABLES=...              how memory is handed out (default: large buffers are kept, in huge pages)
   PYTHON=/path/to/python          the Python to make .venv from (default: the newest of 3.13, 3.12, 3.11)
 USAGE
 }
@@ -122,6 +125,8 @@ main() {
         fi
     done
     set -- ${words[@]+"${words[@]}"}
+    # A step's buffers are kept and lie in huge pages, else the kernel clears and maps them anew for every step.
+    export GLIBC_TUNABLES=${GLIBC_TUNABLES-$memory}
     command=${1:-}
     shift || true
     case $command in

@@ -88,4 +88,5 @@ class BadRows:
         twice = f", {self.repeated} left out that occur twice" if self.repeated else ""
         rules = "; ".join(f"{count} {why}" for why, count in sorted(self.left_out.items()))
         bad = f"{self.bad_rows} of {total} rows are bad" + (f" ({kinds})" if kinds else "")
+        bad = bad if total else "bundled data, no rows to check"
         return bad + twice + (f", left out by rule: {rules}" if rules else "")
