@@ -29,8 +29,8 @@ def sweep() -> SweepConfig:
             f"--reward {labels}",
             "instructgpt/labels_best_of_n": "experiments/instructgpt/best_of_n.py --asked 256 "
             f"--eval-bytes 10000 --reward {labels}",
-            "instructgpt/labels_dpo": "experiments/instructgpt/dpo.py --groups 600 --judging.eval-bytes 10000 "
-            f"--judging.reward {labels}",
+            "instructgpt/labels_dpo": "experiments/instructgpt/dpo.py --groups 600 "
+            f"--judging.eval-bytes 10000 --judging.reward {labels}",
         },
         baseline="instructgpt/ppo",
     )
