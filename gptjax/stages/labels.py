@@ -46,9 +46,7 @@ class LabelerConfig:
 
     def __post_init__(self):
         if self.kind == "human" and (self.temperature or self.flip):
-            raise ValueError(
-                "temperature and flip are noise of a simulated labeler: set them to 0 for 'human'"
-            )
+            raise ValueError("temperature and flip are noise of a simulated labeler: people bring theirs")
 
 
 def score_replies(
@@ -150,8 +148,8 @@ def write_union(folder: Path, rankings: list[RankedReplies]) -> None:
     file, rows = folder / "rankings.jsonl", [preference_row(ranked) for ranked in rankings]
     if file.exists() and read_rows(file) != rows:
         raise ConfigError(
-            f"the rankings have changed since {file} was written: put the labels back, or delete {folder} and "
-            "the rounds after it to train on them anew"
+            f"the rankings have changed since {file} was written: put the labels back, or delete {folder} "
+            "and the rounds after it to train on them anew"
         )
     write_jsonl_atomic(file, rows)
 
@@ -192,19 +190,17 @@ def read_labels(file: Path, samples: list[dict]) -> list[RankedReplies]:
                 "give every row of samples.jsonl one ranking, and leave prompt and completions as they are"
             )
         number = numbers.pop(0)
-        texts, score_of = (
-            samples[number]["completions"],
-            dict(zip(label.completions, label.scores, strict=True)),
-        )
+        score_of = dict(zip(label.completions, label.scores, strict=True))
+        texts = samples[number]["completions"]
         about = {"completions": texts, "scores": [score_of[text] for text in texts]}
-        found[number] = replace(label, source=samples[number].get("source", ""), **about)
+        found[number] = replace(label, source=samples[number]["source"], **about)
     bad_rows.check(limit=0.0)
     missing = [str(number + 1) for number in range(len(samples)) if number not in found]
     if missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{file} has no ranking of {len(missing)} of {len(samples)} samples: add those of lines {some} of "
-            "samples.jsonl"
+            f"{file} has no ranking of {len(missing)} of {len(samples)} samples: add those of lines {some} "
+            "of samples.jsonl"
         )
     return [found[number] for number in range(len(samples))]
 

@@ -1,9 +1,9 @@
 """Iterated online RLHF: rounds of deploy, sample, label, reward model, PPO (Bai et al. 2022, HH).
 
-A round draws K replies to some prompts from the deployed policy, has them ranked, trains a reward model on the
-rankings of all rounds so far, and aligns a policy with it, which the next round deploys. At the end the
+A round draws K replies to some prompts from the deployed policy, has them ranked, trains a reward model on
+the rankings of all rounds so far, and aligns a policy with it, which the next round deploys. At the end the
 policies of all rounds meet on held-out prompts. With `static` the same number of rankings is drawn from the
-first policy, in one round. Read top to bottom: configuration, what a round is, a round, its figures, run.
+first policy, in one round. Read top to bottom: configuration, what a round is, a round, run.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ class OnlineConfig:
                 raise ValueError(f"{key} has no effect in rounds, which fill it in: leave it out")
         if self.replies > self.reward.k_max:
             raise ValueError(
-                f"replies = {self.replies} is above reward.k_max = {self.reward.k_max}: raise it"
+                f"reward.k_max = {self.reward.k_max} is below replies = {self.replies}: raise it"
             )
         longest = self.ppo.prompt_length + self.ppo.sampling.max_new_tokens
         if self.reward.length <= longest:
@@ -106,7 +106,7 @@ class OnlineConfig:
         for name in self.rivals:
             if name in names:
                 raise ValueError(
-                    f"rivals: '{name}' is the name of one of the run's own policies: choose another"
+                    f"rivals: '{name}' is what one of the run's own policies is called: rename it"
                 )
 
 

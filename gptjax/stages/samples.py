@@ -81,8 +81,8 @@ def draw_samples(
     while len(rows) < wanted:
         if asked >= MOST_ASKED * wanted:
             raise DataError(
-                f"{name} gave {K} different replies of use to {len(rows)} of {asked} prompts, but {wanted} are "
-                "to be labelled: raise ppo.sampling.temperature, or lower replies"
+                f"{name} gave {K} different replies of use to {len(rows)} of {asked} prompts, but {wanted} "
+                "are to be labelled: raise ppo.sampling.temperature, or lower replies"
             )
         numbers, part = zip(*islice(prompts, at_once), strict=True)
         keys = keys_of(np.array(numbers)).reshape(-1)
