@@ -82,7 +82,7 @@ def _most_likely(wins: np.ndarray) -> np.ndarray:
         curvature = np.diag(weights.sum(1)) - weights
         step = np.linalg.solve(curvature[1:, 1:], gradient[1:])
         strength[1:] += np.clip(step, -2.0, 2.0)
-        if np.abs(step).max(initial=0.0) < 1e-12:
+        if np.abs(step).max(initial=0.0) < 1e-10:
             break
     return strength
 

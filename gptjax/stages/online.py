@@ -238,6 +238,8 @@ def load_models(config: OnlineConfig, mesh) -> TrainedModel | None:
     models = {config.policy: load_model(config.policy, mesh, "language")}
     if config.labeler.reward:
         models[config.labeler.reward] = load_model(config.labeler.reward, mesh, "scalar")
+    if config.reward.base:
+        models[config.reward.base] = load_model(config.reward.base, mesh)
     for name, rival in config.rivals.items():
         if model_kind(rival) != "language":
             raise ConfigError(f"rivals: {name} = {rival} holds no finished policy: run what makes it first")
