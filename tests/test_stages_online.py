@@ -11,17 +11,20 @@ import jax
 import pytest
 import stage_driver
 import tiny
+from ppo_case import moved
 
 from gptjax.config import ConfigError, to_json
+from gptjax.data.corpora import read_documents
 from gptjax.data.preferences import read_preferences
 from gptjax.data.quality import DataError
+from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import WAITING
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel, ScalarModel
-from gptjax.runs import read_done
+from gptjax.runs import mark_done, open_run, read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
-from gptjax.stages import online
+from gptjax.stages import online, ppo, reward
 from gptjax.stages.handover import load_model, save_model
 from gptjax.stages.labels import LabelerConfig, read_rows
 from gptjax.stages.online import OnlineConfig, schedule
@@ -58,22 +61,47 @@ def config_of(**changes):
     return OnlineConfig(**given | changes)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with untrained models, prompts, and runs of the rounds and of the static control."""
-    pytest.importorskip("vaderSentiment", reason="vaderSentiment is not installed (gptjax[data])")
-    from test_stages_resume import other_tokenizer
+def learn(config, folder, may_change=()):
+    """In place of the reward stage: nothing is learnt."""
+    open_run(folder, config, may_change=may_change)
+    mark_done(folder, {"tokens": 1, "heldout": {"accuracy": 0.5}})
 
-    folder = tmp_path_factory.mktemp("online")
-    shutil.copy(tiny.write_data(folder / "data") / "dialogues.jsonl", folder)
-    shutil.copy(folder / "data" / "preferences.jsonl", folder)
+
+def align(config, folder, may_change=()):
+    """In place of PPO: the policy moves somewhere."""
+    open_run(folder, config, may_change=may_change)
+    model = load_model(config.policy, make_mesh(MeshConfig()), "language")
+    params = moved(model.params, 0.05, config.seed)
+    save_model(folder, "language", model.definition.config, params, model.tokenizer)
+    mark_done(folder, {"tokens": 1, "heldout": {"kl": 1.0, "policy": {"reward": 0.0, "lexicon": 0.0}}})
+
+
+def write_models(folder):
+    """Untrained models of one tokenizer, prompts and rankings."""
+    data = tiny.write_data(folder / "data")
+    for name in ("dialogues", "preferences"):
+        shutil.copy(data / f"{name}.jsonl", folder)
+    tokenizer = Tokenizer.train((d.text for d in read_documents("pydoc")[:10]), vocab_size=384)
     for kind, module, seed in (("language", LanguageModel, 0), ("scalar", ScalarModel, 1)):
         params = jax.jit(ModelDefinition(module, tiny.MODEL).initialise)(jax.random.key(seed))
-        save_model(folder / kind, kind, tiny.MODEL, params, other_tokenizer())
+        save_model(folder / kind, kind, tiny.MODEL, params, tokenizer)
+
+
+ROUNDS = {"earlier": 0.25, "rivals": {"static": "static"}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with runs of the rounds and of the static control, whose two stages are the ones above."""
+    pytest.importorskip("vaderSentiment", reason="vaderSentiment is not installed (gptjax[data])")
+    folder = tmp_path_factory.mktemp("online")
+    write_models(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(reward, "run", learn)
+        patch.setattr(ppo, "run", align)
         online.run(config_of(static=True), folder / "static")
-        online.run(config_of(earlier=0.25, rivals={"static": "static"}), folder / "online")
+        online.run(config_of(**ROUNDS), folder / "online")
         yield folder
 
 
@@ -142,10 +170,13 @@ def test_policies_meet_on_the_same_prompts(place):
         assert done["heldout"]["lead"][judge]["round-2"]["static"].keys() == {"elo", "low", "high"}
     rows = read_rows(place / "online" / "samples.jsonl")
     assert len(rows) == 8 and list(rows[0]) == ["prompt", *names]
-    # The control replies in its own run as it does here, and so earns the same.
+    # The control replies in its own run as it does here, and earns the same.
     alone = read_rows(place / "static" / "samples.jsonl")
     assert [row["static"] for row in rows] == [row["round-1"] for row in alone]
-    assert done["heldout"]["gold"]["static"] == read_done(place / "static")["heldout"]["gold"]["round-1"]
+    score = done["heldout"]["gold"]["static"]["score"]
+    assert score == pytest.approx(
+        read_done(place / "static")["heldout"]["gold"]["round-1"]["score"], abs=1e-5
+    )
     mesh = make_mesh(MeshConfig())
     kept, last = (load_model(place / folder, mesh, "language") for folder in ("online", "online/round-2/ppo"))
     assert kept.digest == last.digest
@@ -160,7 +191,7 @@ def test_every_round_has_a_line_of_figures(place):
 
 def test_people_who_rank_as_the_labeler_leave_the_same_policy(place, capsys):
     people = LabelerConfig(kind="human", reward="scalar")
-    config = config_of(earlier=0.25, rivals={"static": "static"}, labeler=people)
+    config = config_of(**ROUNDS, labeler=people)
     for number in (1, 2):
         with pytest.raises(SystemExit) as left:
             online.run(config, place / "people")
@@ -183,7 +214,7 @@ def test_labels_that_changed_under_a_round_are_refused(place):
     labels[0]["ranking"] = labels[0]["ranking"][::-1]
     (run / "round-1" / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels), "utf-8")
     with pytest.raises(ConfigError, match="the rankings have changed since .*round-1/rankings.jsonl"):
-        online.run(config_of(earlier=0.25, rivals={"static": "static"}), run)
+        online.run(config_of(**ROUNDS), run)
 
 
 def test_a_policy_that_repeats_itself_is_named(place):
@@ -231,18 +262,20 @@ def test_a_rival_that_is_no_policy_is_refused_at_the_start(place):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_every_phase_of_a_round_ends_with_the_same_bits(place):
+def test_a_run_killed_in_every_phase_of_a_round_ends_with_the_same_bits(tmp_path):
+    pytest.importorskip("vaderSentiment", reason="vaderSentiment is not installed (gptjax[data])")
     from test_stages_resume import arrays
 
-    reward = dataclasses.replace(config_of().reward, epochs=2, save_every=1)
-    ppo = dataclasses.replace(config_of().ppo, iterations=2, save_every=1)
+    write_models(tmp_path)
+    stages = config_of()
+    prompts = str(tmp_path / "dialogues.jsonl")
     config = config_of(
         earlier=0.25,
         start="latest",
-        reward=dataclasses.replace(reward),
-        ppo=dataclasses.replace(ppo, prompts=str(place / "dialogues.jsonl")),
-        policy=str(place / "language"),
-        labeler=LabelerConfig(reward=str(place / "scalar"), temperature=1.0, flip=0.1),
+        reward=dataclasses.replace(stages.reward, epochs=2, save_every=1),
+        ppo=dataclasses.replace(stages.ppo, iterations=2, save_every=1, prompts=prompts),
+        policy=str(tmp_path / "language"),
+        labeler=LabelerConfig(reward=str(tmp_path / "scalar"), temperature=1.0, flip=0.1),
     )
     deaths = [
         ("drawing", 3),
@@ -261,11 +294,11 @@ def test_a_run_killed_in_every_phase_of_a_round_ends_with_the_same_bits(place):
     for name, moments in (("whole", [None]), ("killed", deaths)):
         for moment in moments:
             die = moment and (*moment, SIGKILL)
-            process = stage_driver.start(to_json(config), place / name, place / "cache", die)
+            process = stage_driver.start(to_json(config), tmp_path / name, tmp_path / "cache", die)
             process.join()
-            log = (place / f"{name}.log").read_text("utf-8")
+            log = (tmp_path / f"{name}.log").read_text("utf-8")
             assert process.exitcode == (-SIGKILL if die else 0), (moment, log[-3000:])
-    runs = place / "whole", place / "killed"
+    runs = tmp_path / "whole", tmp_path / "killed"
     for part in ("model/params", "round-1/reward/model/params", "round-2/ppo/model/params"):
         one, other = (arrays(run / part) for run in runs)
         assert {k: v.tobytes() for k, v in one.items()} == {k: v.tobytes() for k, v in other.items()}

@@ -132,8 +132,8 @@ def rate(scores: Mapping[str, Sequence[float]], draws: int = 1000, seed: int = 0
 
     Example:
         >>> ratings = rate({"first": [0.0, 0.0, 1.0, 0.0], "second": [1.0, 0.0, 0.0, 1.0]})
-        >>> ratings.win_rates[1, 0], ratings.elo.round(1).tolist()
-        (0.625, [0.0, 88.7])
+        >>> ratings.win_rates[1].tolist(), ratings.elo.round(1).tolist()
+        ([0.625, 0.5], [0.0, 88.7])
     """
     counts = {name: len(values) for name, values in scores.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
