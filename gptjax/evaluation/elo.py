@@ -44,10 +44,11 @@ def fit_elo(wins_PxP: np.ndarray) -> np.ndarray:
     what stands so above the first policy is inf, what stands below -inf, and what nothing links to it nan.
 
     Args:
-        wins_PxP: w_ij, how often i beat j; a tie is half a win for each. The diagonal is not read.
+        wins_PxP: `[..., P, P]`, w_ij, how often i beat j; a tie is half a win for each. The diagonal is not
+            read.
 
     Returns:
-        float64 `[P]`, points.
+        float64 `[..., P]`, points.
 
     Raises:
         ValueError: a number of wins is negative or not finite.
@@ -58,30 +59,35 @@ def fit_elo(wins_PxP: np.ndarray) -> np.ndarray:
         >>> fit_elo(np.array([[0.0, 36.0], [64.0, 0.0]])).round(1).tolist()
         [0.0, 100.0]
     """
-    wins = np.array(wins_PxP, np.float64)
+    wins = np.asarray(wins_PxP, np.float64)
     if not np.isfinite(wins).all() or (wins < 0).any():
         raise ValueError("a number of wins is negative or not finite: look at the scores they come from")
-    np.fill_diagonal(wins, 0.0)
-    linked = np.eye(len(wins)) + (wins > 0)
-    for _ in range(len(wins).bit_length()):
+    itself = np.eye(wins.shape[-1])
+    wins = wins * (1 - itself)
+    linked = itself + (wins > 0)
+    for _ in range(len(itself).bit_length()):
         linked = np.minimum(linked @ linked, 1.0)  # a path of wins, of twice the length every time
-    above, below = linked[:, 0] > 0, linked[0] > 0
-    ratings = np.where(above & ~below, np.inf, np.where(below & ~above, -np.inf, np.nan))
-    near = np.flatnonzero(above & below)
-    ratings[near] = POINTS_PER_NAT * _most_likely(wins[np.ix_(near, near)])
-    return ratings
+    above, below = linked[..., 0] > 0, linked[..., 0, :] > 0
+    near = above & below
+    among = near[..., :, None] & near[..., None, :]
+    points = POINTS_PER_NAT * _most_likely(np.where(among, wins, 0.0), near)
+    return np.where(near, points, np.where(above, np.inf, np.where(below, -np.inf, np.nan)))
 
 
-def _most_likely(wins: np.ndarray) -> np.ndarray:
-    """Strengths in nats, the first 0, of policies each of which is linked to each by wins and by losses."""
-    games, strength = wins + wins.T, np.zeros(len(wins))
+def _most_likely(wins: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Strengths in nats, the first 0, of the policies `near` it, each linked to each by wins and by losses.
+
+    The others have no wins, and stay at 0.
+    """
+    itself, games = np.eye(wins.shape[-1]), wins + np.swapaxes(wins, -1, -2)
+    strength = np.zeros(wins.shape[:-1])
     for _ in range(100):
-        expected = 1 / (1 + np.exp(strength[None] - strength[:, None]))
-        gradient = (wins - games * expected).sum(1)
-        weights = games * expected * expected.T
-        curvature = np.diag(weights.sum(1)) - weights
-        step = np.linalg.solve(curvature[1:, 1:], gradient[1:])
-        strength[1:] += np.clip(step, -2.0, 2.0)
+        expected = 1 / (1 + np.exp(strength[..., None, :] - strength[..., :, None]))
+        gradient = (wins - games * expected).sum(-1)
+        weights = games * expected * np.swapaxes(expected, -1, -2)
+        curvature = itself * (weights.sum(-1) + ~near)[..., None, :] - weights
+        step = np.linalg.solve(curvature[..., 1:, 1:], gradient[..., 1:, None])[..., 0]
+        strength[..., 1:] += np.clip(step, -2.0, 2.0)
         if np.abs(step).max(initial=0.0) < 1e-10:
             break
     return strength
@@ -145,6 +151,6 @@ def rate(scores: Mapping[str, Sequence[float]], draws: int = 1000, seed: int = 0
     difference = values[:, None] - values[None]
     outcomes = ((difference > 0) + 0.5 * (difference == 0)).reshape(P * P, N)
     times = np.random.default_rng(seed).multinomial(N, np.full(N, 1 / N), size=draws)
-    resampled = np.array([fit_elo(wins.reshape(P, P)) for wins in times @ outcomes.T])
+    resampled = fit_elo((times @ outcomes.T).reshape(draws, P, P))
     win_rates = outcomes.mean(1).reshape(P, P)
     return Ratings(tuple(scores), fit_elo(win_rates), win_rates, resampled)
