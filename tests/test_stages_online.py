@@ -133,6 +133,7 @@ def test_a_static_control_has_the_budget_of_all_rounds():
         assert sum(getattr(r, field) for r in schedule(config)) == getattr(one[0], field)
 
 
+@pytest.mark.slow
 def test_both_arms_are_labelled_equally_often(place):
     arms = [read_done(place / arm) for arm in ("online", "static")]
     assert arms[0]["labels"] == arms[1]["labels"] == 16
@@ -144,6 +145,7 @@ def test_both_arms_are_labelled_equally_often(place):
     assert {len(ranked.completions) for arm in rankings for ranked in arm} == {3}
 
 
+@pytest.mark.slow
 def test_a_round_deploys_what_the_last_one_made_and_learns_from_all_rankings(place):
     run = place / "online"
     first, second = (read_preferences(run / f"round-{n}" / "labels.jsonl") for n in (1, 2))
@@ -161,6 +163,7 @@ def test_a_round_deploys_what_the_last_one_made_and_learns_from_all_rankings(pla
     assert seeds[0] != seeds[1] and configs["reward"]["seed"] == seeds[1]
 
 
+@pytest.mark.slow
 def test_policies_meet_on_the_same_prompts(place):
     done = read_done(place / "online")
     names = ["first", "round-1", "round-2", "static"]
@@ -182,6 +185,7 @@ def test_policies_meet_on_the_same_prompts(place):
     assert kept.digest == last.digest
 
 
+@pytest.mark.slow
 def test_every_round_has_a_line_of_figures(place):
     lines = read_metrics(place / "online" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2]
@@ -189,6 +193,7 @@ def test_every_round_has_a_line_of_figures(place):
     assert all(0 <= line["labels/contrary"] <= 1 for line in lines)
 
 
+@pytest.mark.slow
 def test_people_who_rank_as_the_labeler_leave_the_same_policy(place, capsys):
     people = LabelerConfig(kind="human", reward="scalar")
     config = config_of(**ROUNDS, labeler=people)
@@ -207,6 +212,7 @@ def test_people_who_rank_as_the_labeler_leave_the_same_policy(place, capsys):
     assert read_done(place / "people")["heldout"] == read_done(place / "online")["heldout"]
 
 
+@pytest.mark.slow
 def test_labels_that_changed_under_a_round_are_refused(place):
     run = shutil.copytree(place / "online", place / "changed")
     (run / "done.json").unlink()
@@ -217,6 +223,7 @@ def test_labels_that_changed_under_a_round_are_refused(place):
         online.run(config_of(**ROUNDS), run)
 
 
+@pytest.mark.slow
 def test_a_policy_that_repeats_itself_is_named(place):
     model = load_model("language", make_mesh(MeshConfig()), "language")
     config = config_of()
@@ -228,6 +235,7 @@ def test_a_policy_that_repeats_itself_is_named(place):
         draw_samples(model, "first", prompts, 1, jax.random.key(0), dataclasses.replace(config, ppo=cold))
 
 
+@pytest.mark.slow
 def test_rankings_from_before_join_the_first_round(place):
     rankings = online.earlier_rankings(config_of(rankings="preferences.jsonl"))
     assert len(rankings) == 40 and online.earlier_rankings(config_of()) == []
@@ -256,6 +264,7 @@ def test_settings_that_cannot_be_meant_are_refused(wrong, sentence):
         config_of(**wrong)
 
 
+@pytest.mark.slow
 def test_a_rival_that_is_no_policy_is_refused_at_the_start(place):
     with pytest.raises(ConfigError, match="rivals: gold = scalar holds no finished policy"):
         online.run(config_of(rivals={"gold": "scalar"}), place / "refused")
