@@ -107,7 +107,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         draw = rng.random(150)
         scores = np.where(draw < 0.59, 1.0, np.where(draw < 0.69, 0.0, -1.0))
         lead = rate({"first": np.zeros(150), "second": scores}, draws=200, seed=seed).lead("second", "first")
-        held += lead["low"] <= elo_difference(0.64) <= lead["high"]
+        # 96 of 150 are 64 %: an end of the interval may be the truth itself, but for rounding.
+        held += lead["low"] - 1e-6 <= elo_difference(0.64) <= lead["high"] + 1e-6
     assert 0.90 <= held / 200 <= 0.985
 
 
