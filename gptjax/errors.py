@@ -4,6 +4,8 @@ from importlib.util import find_spec
 
 # Exit code of a run that was told to stop: the same command goes on from there (EX_TEMPFAIL of sysexits.h).
 RESUBMIT = 75
+# Exit code of a run that waits for a file by people: once it is there the same command goes on (EX_NOINPUT).
+WAITING = 66
 
 # Module -> what pip calls it, the extra of setup.cfg that brings it, and what needs it.
 OPTIONAL = {

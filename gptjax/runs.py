@@ -81,11 +81,19 @@ def read_done(folder: str | Path) -> dict:
 
 def write_json_atomic(path: str | Path, value: typing.Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one whole, also after a kill."""
+    _write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl_atomic(path: str | Path, rows: Iterable[typing.Any]) -> None:
+    """Writes one line of JSON a row, so that a reader sees the old file or the new one whole."""
+    _write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_atomic(path: str | Path, text: str) -> None:
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)

@@ -11,6 +11,10 @@ MOMENTS = {
     "metrics": "gptjax.training.metrics:MetricsWriter.write",  # a line is written, its step is not saved yet
     "saving": "gptjax.training.checkpoint:Checkpoints.save",  # a checkpoint is being written
     "handover": "gptjax.stages.handover:save_tree",  # all steps are done, the model is half handed over
+    "drawing": "gptjax.stages.samples:different",  # some of a round's samples are drawn
+    "samples": "gptjax.stages.online:write_jsonl_atomic",  # all are, and none is labelled
+    "labels": "gptjax.stages.labels:write_jsonl_atomic",  # all are ranked; then, all rounds' are joined
+    "meeting": "gptjax.stages.tournament:make_reply",  # a policy is about to reply to the held-out prompts
 }
 SLOW_IMPORTS = ["gptjax.stages.road", "grain", "orbax.checkpoint", "scipy.optimize", "tensorboardX"]
 

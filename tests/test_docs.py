@@ -31,6 +31,7 @@ from test_interop_gguf import LLAMA, llama_tensors
 from gptjax import cli
 from gptjax.config import ConfigError, load_experiment, to_json
 from gptjax.data.quality import DataError
+from gptjax.errors import WAITING
 from gptjax.models.lora import LoraConfig
 from gptjax.models.quantization import QuantizationConfig
 from gptjax.overrides import override
@@ -43,6 +44,7 @@ from gptjax.stages.classify import ClassifyConfig
 from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.grouped import GroupedConfig
 from gptjax.stages.masked import MaskedConfig
+from gptjax.stages.online import OnlineConfig
 from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.preference import PreferenceConfig
 from gptjax.stages.pretrain import PretrainConfig
@@ -62,6 +64,7 @@ STAGES = {
     "preference": PreferenceConfig,
     "grouped": GroupedConfig,
     "best_of_n": BestOfNConfig,
+    "online": OnlineConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -99,6 +102,11 @@ SMALL = {
         # So many, because few replies of such a model end.
         "--asked 16 --n 64 --sampling.max-new-tokens 8 --missing-eos-penalty 9.0 --prompt-length 64 "
         "--eval-prompts 4 --finetune.steps 2 --finetune.length 120 --finetune.batch-size 2",
+    ),
+    "my_rounds": (
+        "online",
+        "--prompts 8 --replies 2 --reward.batch-size 4 --ppo.iterations 1 --ppo.batch-size 4 "
+        "--ppo.minibatches 1 --ppo.sampling.max-new-tokens 4 --ppo.eval-prompts 4 --ppo.prompt-length 64",
     ),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
@@ -272,7 +280,8 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
     own = {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}
     own |= {"translate": {"tokenizer.model", "samples.jsonl"}, "masked": {"tokenizer.model"}}
     own |= {"grouped": {"samples.jsonl"}, "best_of_n": {"samples.jsonl", "best.jsonl", "finetune/"}}
-    files |= own.get(stage, set())
+    own["online"] = {"samples.jsonl", "round-1/", "round-2/"}
+    files = files - ({"checkpoints/"} if stage == "online" else set()) | own.get(stage, set())
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
     heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]
     first = next(iter(heldout), "")
@@ -284,7 +293,7 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
 def test_exit_codes_are_those_of_the_code():
     codes = {int(row[0]) for row in table("docs/configuration.md", "Exit codes")}
     errors = (ConfigError, DataError, TrainingStopped, self_check.SelfCheckFailed)
-    assert codes == {0, 1, 130, RESUBMIT, cli.BROKEN_PIPE} | {error.exit_code for error in errors}
+    assert codes == {0, 1, 130, WAITING, RESUBMIT, cli.BROKEN_PIPE} | {error.exit_code for error in errors}
 
 
 def test_rules_are_those_of_the_code():

@@ -75,10 +75,17 @@ def bootstrap_interval(
         index = np.indices((n,) * n).reshape(n, -1).T
     else:
         index = np.random.default_rng(seed).integers(0, n, (draws, n))
-    means = values[index].mean(axis=1)
-    tail = (1 - level) / 2
-    low = np.quantile(means, tail, method="inverted_cdf")
-    high = -np.quantile(-means, tail, method="inverted_cdf")
+    return percentile_interval(values[index].mean(axis=1), level)
+
+
+def percentile_interval(estimates_S: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """The (1 - level) / 2 quantiles, from below and from above, of estimates from S resamples.
+
+    Each is one of the estimates, so that an infinite one does no harm; nan where one is nan.
+    """
+    estimates, tail = np.asarray(estimates_S, np.float64), (1 - level) / 2
+    low = np.quantile(estimates, tail, method="inverted_cdf")
+    high = -np.quantile(-estimates, tail, method="inverted_cdf")
     return float(low), float(high)
 
 

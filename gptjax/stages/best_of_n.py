@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from gptjax.config import configclass
-from gptjax.data.chat import Messages, render_prompt
+from gptjax.data.chat import Messages
 from gptjax.data.quality import DataError
 from gptjax.errors import require
 from gptjax.evaluation.best_of_n import best_of_n_kl, expected_best_of_n, select_best
@@ -33,7 +33,7 @@ from gptjax.stages.conventions import Conventions
 from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
-from gptjax.stages.ppo_data import read_prompts
+from gptjax.stages.ppo_data import Prompt, fitting_prompts, read_prompts
 from gptjax.stages.ppo_evaluation import evaluate_policies
 from gptjax.stages.rollout import draw, reward_scores
 from gptjax.training.loop import LoopSettings, run_loop
@@ -154,17 +154,14 @@ def make_drawing(config: BestOfNConfig, base: TrainedModel, reward: TrainedModel
     return step
 
 
-def choose_prompts(config: BestOfNConfig, tokenizer) -> list[tuple[Messages, list[int]]]:
+def choose_prompts(config: BestOfNConfig, tokenizer) -> list[Prompt]:
     """The N prompts that are asked, with their ids, in random order.
 
     Raises:
         DataError: none fits.
     """
-    prompts = [(m, render_prompt(m, tokenizer)) for m in read_prompts(config.prompts, "train", config.seed)]
-    kept = [prompt for prompt in prompts if len(prompt[1]) <= config.prompt_length]
-    print(f"prompts: {len(kept)} kept, {len(prompts) - len(kept)} longer than {config.prompt_length} tokens")
-    if not kept:
-        raise DataError(f"none of {len(prompts)} prompts fits into prompt_length = {config.prompt_length}")
+    prompts = read_prompts(config.prompts, "train", config.seed)
+    kept = fitting_prompts(prompts, tokenizer, config.prompt_length)
     rng = np.random.default_rng(config.seed)
     rounds = -(-config.asked // len(kept))
     order = np.concatenate([rng.permutation(len(kept)) for _ in range(rounds)])[: config.asked]

@@ -8,6 +8,8 @@ from gptjax.data.quality import BadRows, DataError
 from gptjax.generation.decode import left_pad
 from gptjax.stages.dialogue_rows import dialogue_rows, read_line, read_source, text_name, text_rows
 
+Prompt = tuple[Messages, list[int]]  # with its ids
+
 
 def ppo_lengths(config) -> dict[str, int]:
     """Keys of a `PpoConfig` -> tokens of the longest sequences that its models read."""
@@ -29,13 +31,18 @@ def read_prompts(source: str, split: str, seed: int) -> list[Messages]:
 
 
 def encode_prompts(prompts: list[Messages], tokenizer, longest: int) -> list[list[int]]:
-    """ChatML ids of the prompts that fit; the others are counted and shown.
+    """ChatML ids of the prompts that fit, as `fitting_prompts`."""
+    return [ids for _, ids in fitting_prompts(prompts, tokenizer, longest)]
+
+
+def fitting_prompts(prompts: list[Messages], tokenizer, longest: int) -> list[Prompt]:
+    """The prompts that fit, with their ChatML ids; the others are counted and shown.
 
     Raises:
         DataError: no prompt fits.
     """
-    encoded = [render_prompt(messages, tokenizer) for messages in prompts]
-    kept = [ids for ids in encoded if len(ids) <= longest]
+    encoded = [(messages, render_prompt(messages, tokenizer)) for messages in prompts]
+    kept = [prompt for prompt in encoded if len(prompt[1]) <= longest]
     if not kept:
         raise DataError(
             f"none of {len(prompts)} prompts fits into prompt_length = {longest} tokens: raise it"
