@@ -152,8 +152,8 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     check_fit({"length": config.length}, {config.base: base})
     train_groups, heldout_groups = read_groups(config)
     if config.at_most is not None:
-        print(f"reward: the first {config.at_most} of {len(train_groups)} training rankings", flush=True)
-        train_groups = train_groups[: config.at_most]
+        read, train_groups = len(train_groups), train_groups[: config.at_most]
+        print(f"reward: the first {len(train_groups)} of {read} training rankings", flush=True)
     train = encode(train_groups, base.tokenizer, config, "reward: training rankings")
     heldout = encode(heldout_groups, base.tokenizer, config, "reward: held-out rankings")
     order = epoch_order(train.lengths.sum(1), config)
