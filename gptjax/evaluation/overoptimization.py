@@ -122,8 +122,8 @@ def bootstrap_intervals(coefficients_Sx2: np.ndarray, kind: Kind, level: float =
 
     Returns:
         "alpha", "beta" and "peak" (d): [low, high]; an end of the peak is None where the curve of that
-        resample never falls. "falls": the share of the resamples whose curve does. All None without a resample
-        that fixes a curve.
+        resample never falls. "falls": the share of the resamples whose curve does. All are None where no
+        resample fixes a curve.
     """
     alpha, beta = coefficients_Sx2[~np.isnan(coefficients_Sx2).any(1)].T
     if not len(alpha):
@@ -146,10 +146,13 @@ def bootstrap_intervals(coefficients_Sx2: np.ndarray, kind: Kind, level: float =
 
 
 def peak_of(alpha: float, beta: float, kind: Kind) -> float | None:
-    """The d of the highest R, `alpha / (2 beta)` or `exp(alpha / beta - 1)`; None if R never falls."""
-    if beta <= 0 or alpha <= 0 and kind == "best_of_n":
+    """The d of the highest R, `alpha / (2 beta)` or `exp(alpha / beta - 1)`; None if R never falls.
+
+    It is 0 where the best of n falls from the start.
+    """
+    if beta <= 0:
         return None
-    return alpha / (2 * beta) if kind == "best_of_n" else math.exp(min(alpha / beta - 1, 700.0))
+    return max(alpha, 0.0) / (2 * beta) if kind == "best_of_n" else math.exp(min(alpha / beta - 1, 700.0))
 
 
 def _columns(distance: np.ndarray, kind: Kind) -> np.ndarray:

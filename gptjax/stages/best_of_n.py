@@ -21,7 +21,7 @@ from gptjax.config import configclass
 from gptjax.data.chat import Messages
 from gptjax.data.quality import DataError
 from gptjax.errors import require
-from gptjax.evaluation.best_of_n import best_of_n_kl, expected_best_of_n, select_best
+from gptjax.evaluation.best_of_n import best_of_n_kl, doublings, expected_best_of_n, select_best
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.losses.rewards import eos_penalty
 from gptjax.ranges import Count, NonNegative, Seed, Weights
@@ -169,10 +169,9 @@ def write_best(drawn: Drawn, asked: list[Messages], tokenizer, file: Path) -> in
 
 def frontier(scores: np.ndarray) -> list[dict]:
     """Reward against divergence of the best of 1, 2, 4 ... n, estimated from all replies without bias."""
-    most = scores.shape[1]
-    sizes = sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most})
     return [
-        {"n": n, "kl": best_of_n_kl(n), "reward": float(expected_best_of_n(scores, n).mean())} for n in sizes
+        {"n": n, "kl": best_of_n_kl(n), "reward": float(expected_best_of_n(scores, n).mean())}
+        for n in doublings(scores.shape[1])
     ]
 
 
