@@ -25,10 +25,10 @@ class AlignmentTaxConfig:
     """A comparison of tracked runs of PPO.
 
     Attributes:
-        runs: name -> run folder, all from one policy and paid by one reward model.
+        ppo: name -> run folder, all from one policy and paid by one reward model.
     """
 
-    runs: Annotated[dict[str, str], Field(min_length=1)]
+    ppo: Annotated[dict[str, str], Field(min_length=1)]
 
 
 def check_alike(tracks: Mapping[str, Track]) -> None:
@@ -55,11 +55,12 @@ def shared_figures(tracks: Mapping[str, Track]) -> list[str]:
 
 
 def summary(track: Track, figures: list[str]) -> dict:
-    """Coefficients, the start where it was measured and the end of every figure, the rise of the text loss."""
+    """Coefficients, start and end of every figure, and the rise of the text loss."""
     end = track.rows[-1]
     found = {"kl_coef": track.config.kl_coef, "ptx_coef": track.config.ptx_coef, "kl": end["kl"]}
-    found["start"] = {name: track.start[name] for name in figures if name in track.start}
-    found["end"] = {name: end[name] for name in figures}
+    found |= {
+        name: {key: row[key] for key in figures} for name, row in (("start", track.start), ("end", end))
+    }
     if "text_loss" in figures:
         found["text_loss_rise"] = end["text_loss"] / track.start["text_loss"] - 1
     return found
@@ -69,7 +70,7 @@ def tax_table(summaries: Mapping[str, dict], figures: list[str]) -> Table:
     """A row a run, and first the policy that all began from."""
     header = ["run", "kl_coef", "ptx_coef", "KL, nats", *figures]
     start = next(iter(summaries.values()))["start"]
-    rows = [["before PPO", "", "", "0"] + [f"{start[name]:.3f}" if name in start else "" for name in figures]]
+    rows = [["before PPO", "", "", "0.00"] + [f"{start[figure]:.3f}" for figure in figures]]
     for name, run in summaries.items():
         coefficients = [f"{run[key]:g}" for key in ("kl_coef", "ptx_coef")]
         ends = [f"{run['end'][figure]:.3f}" for figure in figures]
@@ -78,14 +79,10 @@ def tax_table(summaries: Mapping[str, dict], figures: list[str]) -> Table:
 
 
 def along_the_way(tracks: Mapping[str, Track], figures: list[str]) -> dict:
-    """figure -> run -> (sqrt(KL), value) of every measurement, from the start where that was measured."""
+    """figure -> run -> (sqrt(KL), value) of the start and of every measurement."""
     return {
         figure: {
-            name: [
-                (math.sqrt(max(row["kl"], 0.0)), row[figure])
-                for row in (track.start, *track.rows)
-                if figure in row
-            ]
+            name: [(math.sqrt(max(row["kl"], 0.0)), row[figure]) for row in (track.start, *track.rows)]
             for name, track in tracks.items()
         }
         for figure in figures
@@ -107,14 +104,14 @@ def by_coefficient(summaries: Mapping[str, dict], figures: list[str]) -> dict:
 
 
 def run(config: AlignmentTaxConfig, folder: Path) -> None:
-    """Compares the runs; figures are in `done.json`, drawings in `along_the_way.svg`, `by_coefficient.svg`."""
+    """Compares the runs: figures in `done.json`, drawings in `along_the_way.svg` and `by_coefficient.svg`."""
     folder = open_run(folder, config)
     if stage_done(folder):
         print(f"alignment tax: already done in {folder}")
         return
     require("matplotlib")
     started = time.monotonic()
-    tracks = {name: read_track(path) for name, path in config.runs.items()}
+    tracks = {name: read_track(path) for name, path in config.ppo.items()}
     check_alike(tracks)
     figures = shared_figures(tracks)
     summaries = {name: summary(track, figures) for name, track in tracks.items()}

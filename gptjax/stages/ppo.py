@@ -30,7 +30,7 @@ from gptjax.stages.ppo_data import ppo_lengths, prompt_rows, ptx_rows, read_prom
 from gptjax.stages.ppo_evaluation import compare_policies, make_evaluation
 from gptjax.stages.ppo_iteration import PpoState, make_iteration, make_optimizers
 from gptjax.stages.sharded import create_state
-from gptjax.stages.tracking import TrackingConfig, make_tracking
+from gptjax.stages.tracking import TrackingConfig, tracked, with_chat_test
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
 from gptjax.training.optimizers import OptimizerConfig
@@ -175,8 +175,8 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
     prompts = prompt_rows(read_prompts(config.prompts, "train", config.seed), tokenizer, config)
     texts = ptx_rows(config, tokenizer) if config.ptx_coef else None
     evaluation = make_evaluation(config, base, judges, config.ptx_length, config.conventions)
-    tracking = config.tracking or TrackingConfig()
-    track = make_tracking(tracking, base, evaluation)
+    if config.tracking is not None:
+        evaluation = with_chat_test(evaluation, base, config.tracking)
 
     policy_optimizer, value_optimizer = make_optimizers(config, language, scalar)
     policy = create_state(language, policy_optimizer, mesh, params=base.params)
@@ -198,7 +198,7 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
         folder=folder,
         steps=config.iterations,
         save_every=config.save_every,
-        eval_every=tracking.every if config.tracking else 0,
+        eval_every=config.tracking.every if config.tracking else 0,
         identity={"tokenizer": tokenizer.hash, "policy": base.digest, **digests},
         tokens_per_step=config.batch_size * config.sampling.max_new_tokens,
         flops_per_token=None,  # most of the work is not training: sampling, and four models that read
@@ -209,8 +209,10 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
     def kept(state: PpoState):
         return state.ema if config.ema_decay else state.policy.params
 
-    key = stage_key(config.seed, "ppo")
-    state = run_loop(state, iteration, batch_at, key, settings, lambda state: track(kept(state)))
+    def measure(state: PpoState):
+        return tracked(evaluation, kept(state))
+
+    state = run_loop(state, iteration, batch_at, stage_key(config.seed, "ppo"), settings, measure)
 
     final = kept(state)
     figures = compare_policies(evaluation, base, final, folder)

@@ -5,6 +5,7 @@ read off a run's own rows, under names that begin with `tracked/`.
 """
 
 import json
+from dataclasses import replace
 from importlib import resources
 
 import jax
@@ -37,19 +38,25 @@ class TrackingConfig:
     answer_tokens: Natural = 0
 
 
-def make_tracking(config: TrackingConfig, base: TrainedModel, evaluation: Evaluation):
-    """`track(params) -> figures`, those of `evaluation` and `on_topic` of the chat, named `tracked/...`.
+def with_chat_test(evaluation: Evaluation, base: TrainedModel, config: TrackingConfig) -> Evaluation:
+    """The evaluation with `on_topic`, the share of the chat questions answered on topic, where any are asked.
 
     Raises:
         ConfigError: question and answer exceed the model's context.
     """
-    chat = make_chat_test(base, config.answer_tokens)
+    test = make_chat_test(base, config.answer_tokens)
 
-    def track(params) -> dict[str, float]:
-        figures, _ = evaluation.measure(params)
-        return {f"tracked/{name}": value for name, value in (figures | chat(params)).items()}
+    def measure(params) -> tuple[dict[str, float], list[str]]:
+        figures, replies = evaluation.measure(params)
+        return figures | test(params), replies
 
-    return track
+    return replace(evaluation, measure=measure)
+
+
+def tracked(evaluation: Evaluation, params) -> dict[str, float]:
+    """The figures of a policy as metrics, named `tracked/...`."""
+    figures, _ = evaluation.measure(params)
+    return {f"tracked/{name}": value for name, value in figures.items()}
 
 
 def make_chat_test(base: TrainedModel, answer_tokens: int):
