@@ -41,6 +41,7 @@ from gptjax.stages import self_check
 from gptjax.stages.best_of_n import BestOfNConfig
 from gptjax.stages.classify import ClassifyConfig
 from gptjax.stages.finetune import FinetuneConfig
+from gptjax.stages.gold_labels import GoldLabelsConfig
 from gptjax.stages.grouped import GroupedConfig
 from gptjax.stages.masked import MaskedConfig
 from gptjax.stages.ppo import PpoConfig
@@ -62,6 +63,7 @@ STAGES = {
     "preference": PreferenceConfig,
     "grouped": GroupedConfig,
     "best_of_n": BestOfNConfig,
+    "gold_labels": GoldLabelsConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -75,7 +77,7 @@ SMALL = {
     "my_ppo": (
         "ppo",
         "--iterations 1 --batch-size 4 --sampling.max-new-tokens 4 --eval-prompts 4 --eval-bytes 1000 "
-        "--minibatches 1 --ptx-rows 2 --ptx-length 32 --prompt-length 64",
+        "--minibatches 1 --ptx-rows 2 --ptx-length 32 --prompt-length 64 --tracking.answer-tokens 4",
     ),
     "my_translation": (
         "translate",
@@ -100,10 +102,17 @@ SMALL = {
         "--asked 16 --n 64 --sampling.max-new-tokens 8 --missing-eos-penalty 9.0 --prompt-length 64 "
         "--eval-prompts 4 --finetune.steps 2 --finetune.length 120 --finetune.batch-size 2",
     ),
+    "my_gold_labels": ("gold_labels", "--asked 32 --replies 64 --sampling.max-new-tokens 8"),
+    "my_proxy": ("proxy", "--batch-size 2 --k-max 64 --epochs 1"),
+    "my_optimised": (
+        "optimised",
+        "--iterations 4 --batch-size 4 --sampling.max-new-tokens 4 --eval-prompts 16 --eval-bytes 1000 "
+        "--minibatches 1 --ptx-length 32 --tracking.every 1 --optimizer.learning-rate 0.02",
+    ),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
 ROADS = ("quickstart", "llama_style", "no_margin_of_safety", "my_blanks", "my_replies")
-MEASUREMENTS = ("my_zero_shot", "my_probe")  # of the finished road, in full
+MEASUREMENTS = ("my_zero_shot", "my_probe", "my_curves", "my_tax")  # of the finished road, in full
 COMMANDS = [(page, command) for page in FILES for command in commands(page)]
 
 
@@ -272,9 +281,11 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
     own = {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}
     own |= {"translate": {"tokenizer.model", "samples.jsonl"}, "masked": {"tokenizer.model"}}
     own |= {"grouped": {"samples.jsonl"}, "best_of_n": {"samples.jsonl", "best.jsonl", "finetune/"}}
+    own |= {"gold_labels": {"preferences.jsonl"}}
     files |= own.get(stage, set())
+    files -= {"model/"} if stage == "gold_labels" else set()
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
-    heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]
+    heldout = json.loads((folder / "done.json").read_text("utf-8")).get("heldout", {})
     first = next(iter(heldout), "")
     named = {"pretrain": first, "masked": first, "ppo": "policy", "translate": "averaged"}
     heldout = heldout.get(named.get(stage), {})

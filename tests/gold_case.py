@@ -1,0 +1,95 @@
+"""The harness of over-optimisation on tiny untrained models: gold, labels, a proxy, PPO on it."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import tiny
+
+from gptjax.data.corpora import read_documents
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.generation.sampling import SamplingConfig
+from gptjax.models.functional import ModelDefinition
+from gptjax.models.heads import LanguageModel, ScalarModel
+from gptjax.stages import gold_labels, ppo, reward
+from gptjax.stages.gold_labels import GoldLabelsConfig
+from gptjax.stages.handover import save_model
+from gptjax.stages.ppo import PpoConfig
+from gptjax.stages.reward import RewardConfig
+from gptjax.stages.tracking import TrackingConfig
+from gptjax.training.optimizers import OptimizerConfig
+
+MODEL = dataclasses.replace(tiny.MODEL, layers=2)
+FAST = OptimizerConfig(learning_rate=2e-2, schedule="constant", weight_decay=0.0)
+
+
+def make_models(root: Path) -> None:
+    """A policy that likes to end its replies, `root/policy`, and a gold reward model, `root/gold`."""
+    tokenizer = Tokenizer.train([d.text for d in read_documents("pydoc")[:10]], MODEL.vocab_size)
+    policy = jax.jit(ModelDefinition(LanguageModel, MODEL).initialise)(jax.random.key(0))
+    decoder = policy["decoder"]
+    embedding = decoder["embedding"].at[tokenizer.im_end_id].multiply(60.0)
+    policy = policy | {"decoder": decoder | {"embedding": embedding}}
+    gold = jax.jit(ModelDefinition(ScalarModel, MODEL).initialise)(jax.random.key(1))
+    save_model(root / "policy", "language", MODEL, policy, tokenizer)
+    save_model(root / "gold", "scalar", MODEL, gold, tokenizer)
+
+
+def labels_config(root: Path, **changes) -> GoldLabelsConfig:
+    """Four replies to each of 32 prompts."""
+    given = {
+        "policy": str(root / "policy"),
+        "gold": str(root / "gold"),
+        "prompts": str(root / "data" / "dialogues.jsonl"),
+        "prompt_length": 64,
+        "sampling": SamplingConfig(max_new_tokens=6),
+        "asked": 32,
+        "batch_size": 16,
+        "save_every": 1,
+    }
+    return GoldLabelsConfig(**given | changes)
+
+
+def proxy_config(root: Path) -> RewardConfig:
+    """A proxy of one of the two layers, from some of the labels."""
+    return RewardConfig(
+        base=str(root / "policy"),
+        source=str(root / "labels" / "preferences.jsonl"),
+        at_most=12,
+        layers=1,
+        length=96,
+        batch_size=4,
+        optimizer=tiny.ADAM,
+    )
+
+
+def ppo_config(root: Path) -> PpoConfig:
+    """PPO on the proxy, measured after iterations 2, 4 and 5."""
+    return PpoConfig(
+        policy=str(root / "policy"),
+        reward=str(root / "proxy"),
+        prompts=str(root / "data" / "dialogues.jsonl"),
+        sampling=SamplingConfig(max_new_tokens=6),
+        prompt_length=64,
+        iterations=5,
+        batch_size=8,
+        minibatches=1,
+        kl_coef=0.0,
+        corpora={str(root / "data" / "text.jsonl"): 1.0},
+        ptx_length=32,
+        ema_decay=0.0,
+        optimizer=FAST,
+        value_optimizer=tiny.ADAM,
+        eval_prompts=6,
+        eval_bytes=1000,
+        tracking=TrackingConfig(every=2, gold=str(root / "gold"), answer_tokens=4),
+    )
+
+
+def make_runs(root: Path) -> None:
+    """`data`, `policy`, `gold`, `labels`, `proxy` and `ppo` below the root."""
+    tiny.write_data(root / "data")
+    make_models(root)
+    gold_labels.run(labels_config(root), root / "labels")
+    reward.run(proxy_config(root), root / "proxy")
+    ppo.run(ppo_config(root), root / "ppo")
