@@ -28,18 +28,18 @@ def test_the_gold_of_the_best_by_the_proxy_is_the_mean_over_all_sets():
 
 def test_the_intervals_of_best_of_n_are_those_of_other_prompts():
     """Of many draws of the same kind the interval holds the coefficient about as often as it says."""
-    rng, truth, inside, trials = np.random.default_rng(1), None, 0, 60
+    rng, inside, trials = np.random.default_rng(1), 0, 40
 
     def curve(prompts, draws):
-        choosing = rng.normal(size=(prompts, 16))
+        choosing = rng.normal(size=(prompts, 8))
         gold = 0.5 * choosing + rng.normal(size=choosing.shape) + rng.normal(size=(prompts, 1))
         return best_of_n_curve(choosing, gold, choosing, draws, seed=0)
 
-    truth = curve(4000, 2)["alpha"]
+    truth = curve(1500, 2)["alpha"]
     for _ in range(trials):
         low, high = curve(40, 200)["intervals"]["alpha"]
         inside += low <= truth <= high
-    assert 0.83 <= inside / trials <= 1.0  # 0.95 less two and a half standard errors and the bootstrap's own
+    assert inside / trials >= 0.85  # 0.95 less three standard errors
 
 
 def test_units_are_gold_s_own_and_the_proxy_s_scale_is_found():
