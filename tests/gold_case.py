@@ -1,4 +1,4 @@
-"""The harness of over-optimisation on tiny untrained models: gold, labels, a proxy, PPO on it."""
+"""The runs of `experiments/gao2022` on tiny untrained models and little data."""
 
 import dataclasses
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import tiny
 
+from gptjax.config import load_experiment
 from gptjax.data.corpora import read_documents
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.generation.sampling import SamplingConfig
@@ -19,6 +20,7 @@ from gptjax.stages.reward import RewardConfig
 from gptjax.stages.tracking import TrackingConfig
 from gptjax.training.optimizers import OptimizerConfig
 
+GAO = Path(__file__).parents[1] / "experiments" / "gao2022"
 MODEL = dataclasses.replace(tiny.MODEL, layers=2)
 FAST = OptimizerConfig(learning_rate=2e-2, schedule="constant", weight_decay=0.0)
 
@@ -47,43 +49,48 @@ def labels_config(root: Path, **changes) -> GoldLabelsConfig:
         "batch_size": 16,
         "save_every": 1,
     }
-    return GoldLabelsConfig(**given | changes)
+    return dataclasses.replace(load_experiment(GAO / "labels.py"), **given | changes)
 
 
 def proxy_config(root: Path) -> RewardConfig:
     """A proxy of one of the two layers, from some of the labels."""
-    return RewardConfig(
+    return dataclasses.replace(
+        load_experiment(GAO / "proxy.py"),
         base=str(root / "policy"),
         source=str(root / "labels" / "preferences.jsonl"),
         at_most=12,
         layers=1,
         length=96,
         batch_size=4,
-        optimizer=tiny.ADAM,
+        epochs=1,
     )
 
 
-def ppo_config(root: Path) -> PpoConfig:
-    """PPO on the proxy, measured after iterations 2, 4 and 5."""
-    return PpoConfig(
+def small_ppo(root: Path, config: PpoConfig, reward: str) -> PpoConfig:
+    """The run on tiny models and little data, measured after iterations 2, 4 and 5."""
+    return dataclasses.replace(
+        config,
         policy=str(root / "policy"),
-        reward=str(root / "proxy"),
+        reward=str(root / reward),
         prompts=str(root / "data" / "dialogues.jsonl"),
         sampling=SamplingConfig(max_new_tokens=6),
         prompt_length=64,
         iterations=5,
         batch_size=8,
         minibatches=1,
-        kl_coef=0.0,
         corpora={str(root / "data" / "text.jsonl"): 1.0},
         ptx_length=32,
-        ema_decay=0.0,
+        ptx_rows=2,
         optimizer=FAST,
-        value_optimizer=tiny.ADAM,
         eval_prompts=6,
         eval_bytes=1000,
         tracking=TrackingConfig(every=2, gold=str(root / "gold"), answer_tokens=4),
     )
+
+
+def ppo_config(root: Path) -> PpoConfig:
+    """PPO on the proxy."""
+    return small_ppo(root, load_experiment(GAO / "ppo.py"), "proxy")
 
 
 def make_runs(root: Path) -> None:

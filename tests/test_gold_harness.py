@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import stage_driver
 
-from gptjax.config import ConfigError, to_json
+from gptjax.config import ConfigError, load_experiment, to_json
 from gptjax.evaluation import alignment_tax, gold_curves
 from gptjax.evaluation.alignment_tax import AlignmentTaxConfig
 from gptjax.evaluation.gold_curves import GoldCurvesConfig
 from gptjax.evaluation.tracked import read_track
 from gptjax.runs import read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
-from gptjax.stages import reward
+from gptjax.stages import ppo, reward
 from gptjax.stages.handover import load_model
 from gptjax.stages.ppo_evaluation import make_evaluation
 from gptjax.stages.tracking import with_chat_test
@@ -64,11 +64,13 @@ def test_tracked_rows_are_figures_of_the_policy_of_that_moment(root):
 
 
 def curves_config(root, **changes):
-    labels, ppo = gold_case.labels_config(root), str(root / "ppo")
-    given = {name: getattr(labels, name) for name in ("policy", "gold", "prompts", "prompt_length")}
-    given |= {"sampling": labels.sampling, "asked": 8, "n": 8, "batch_size": 4, "draws": 50}
-    given |= {"proxies": {"small": str(root / "proxy")}, "ppo": {"small": ppo}}
-    return GoldCurvesConfig(**given | changes)
+    labels = gold_case.labels_config(root)
+    given = {
+        name: getattr(labels, name) for name in ("policy", "gold", "prompts", "prompt_length", "sampling")
+    }
+    given |= {"asked": 8, "n": 8, "batch_size": 4, "draws": 50}
+    given |= {"proxies": {"small": str(root / "proxy")}, "ppo": {"small": str(root / "ppo")}}
+    return dataclasses.replace(load_experiment(gold_case.GAO / "curves.py"), **given | changes)
 
 
 def test_the_measurement_leaves_figures_and_drawings(root, capsys):
@@ -80,11 +82,11 @@ def test_the_measurement_leaves_figures_and_drawings(root, capsys):
     assert best["points"][0]["kl"] == best["points"][0]["gold"] == pytest.approx(0.0, abs=1e-12)
     proxies = [point["proxy"] for point in best["points"]]
     assert proxies[-1] > 0 and found["scale"] > 0
-    ppo, rows = found["ppo"], read_track(root / "ppo").rows
-    assert [point["step"] for point in ppo["points"]] == [0, 2, 4, 5]
-    assert [point["kl"] for point in ppo["points"]] == [0.0, *(max(row["kl"], 0.0) for row in rows)]
-    assert ppo["points"][0]["gold"] == ppo["points"][0]["proxy"] == 0.0
-    assert {"alpha", "beta", "intervals", "peak", "turns_within", "highest", "end"} <= set(ppo)
+    curve, rows = found["ppo"], read_track(root / "ppo").rows
+    assert [point["step"] for point in curve["points"]] == [0, 2, 4, 5]
+    assert [point["kl"] for point in curve["points"]] == [0.0, *(max(row["kl"], 0.0) for row in rows)]
+    assert curve["points"][0]["gold"] == curve["points"][0]["proxy"] == 0.0
+    assert {"alpha", "beta", "intervals", "peak", "turns_within", "highest", "end"} <= set(curve)
     assert (root / "curves" / "gold_curves.svg").read_text("utf-8").startswith("<?xml")
     assert (root / "curves" / "gold_curves.png").stat().st_size > 1000
     assert "| small | " in capsys.readouterr().out
@@ -112,17 +114,25 @@ def test_runs_that_do_not_belong_together_are_refused(root, wrong, sentence):
         gold_curves.run(curves_config(root, **changes), root / f"refused_{next(iter(wrong))}")
 
 
-def test_the_alignment_tax_is_read_off_the_rows(root, capsys):
+def test_the_alignment_tax_is_read_off_the_rows_of_runs_that_differ_in_a_coefficient(root, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (gptjax[report])")
-    config = AlignmentTaxConfig(ppo={"one": str(root / "ppo"), "two": str(root / "ppo")})
-    alignment_tax.run(config, root / "tax")
-    rows, run = read_track(root / "ppo").rows, read_done(root / "tax")["runs"]["one"]
-    assert (run["kl_coef"], run["ptx_coef"], run["kl"]) == (0.0, 0.0, rows[-1]["kl"])
-    assert run["end"]["on_topic"] == rows[-1]["on_topic"]
-    assert run["text_loss_rise"] == pytest.approx(run["end"]["text_loss"] / run["start"]["text_loss"] - 1)
+    folder = gold_case.GAO.parent / "alignment_tax"
+    small = gold_case.small_ppo(root, load_experiment(folder / "ppo.py"), "gold")
+    for name, ptx_coef in (("with", 0.5), ("without", 0.0)):
+        ppo.run(dataclasses.replace(small, iterations=2, ptx_coef=ptx_coef), root / name)
+    runs = {name: str(root / name) for name in ("with", "without")}
+    alignment_tax.run(dataclasses.replace(load_experiment(folder / "compare.py"), ppo=runs), root / "tax")
+    row, found = read_track(root / "with").rows[-1], read_done(root / "tax")["runs"]["with"]
+    assert (found["kl_coef"], found["ptx_coef"], found["kl"]) == (small.kl_coef, 0.5, row["kl"])
+    assert found["end"]["on_topic"] == row["on_topic"]
+    rise = found["end"]["text_loss"] / found["start"]["text_loss"] - 1
+    assert found["text_loss_rise"] == pytest.approx(rise)
     for name in ("along_the_way", "by_coefficient"):
         assert (root / "tax" / f"{name}.svg").read_text("utf-8").startswith("<?xml")
     assert "| before PPO | " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="'with' and 'other' differ in reward"):
+        mixed = AlignmentTaxConfig(ppo=runs | {"other": str(root / "ppo")})
+        alignment_tax.run(mixed, root / "mixed")
 
 
 def test_killed_labels_end_with_the_same_bytes(root):
