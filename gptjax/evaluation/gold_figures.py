@@ -4,7 +4,7 @@ Legend: P held-out prompts, n replies to each, N points of a curve, S resamples.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,12 +110,13 @@ def described(points: Sequence[dict], optimiser: str, distance_SxN: np.ndarray, 
         distance_SxN, gold_SxN: resamples, in sqrt(nats) and units of the curves.
 
     Returns:
-        `points`; `alpha`, `beta`, `r_squared`, `peak` (sqrt(nats), None where the fit never falls) and
-        `peak_gold` of the fit; `intervals`; `farthest`, the largest measured distance, and `turns_within`,
-        whether the peak lies before it; `highest`, the highest point and what was lost after it; `end`.
+        `points`; `alpha`, `beta`, `r_squared` and `peak` (sqrt(nats), None where it never falls) of the fit;
+        `intervals`; `farthest`, the largest measured distance, `turns_within`, whether the peak lies before
+        it, and if so its `peak_gold`; `highest`, the highest point and what was lost after it; `end`.
     """
     roots, gold = np.sqrt([point["kl"] for point in points]), np.array([point["gold"] for point in points])
     fit, farthest = fit_gold(roots, gold, KINDS[optimiser]), float(roots.max())
+    within = fit.peak is not None and fit.peak < farthest
     return {
         "points": list(points),
         "alpha": fit.alpha,
@@ -123,9 +124,9 @@ def described(points: Sequence[dict], optimiser: str, distance_SxN: np.ndarray, 
         "r_squared": fit.r_squared,
         "intervals": bootstrap_intervals(resampled_fits(distance_SxN, gold_SxN, fit.kind), fit.kind),
         "peak": fit.peak,
-        "peak_gold": None if fit.peak is None else float(fit.gold(fit.peak)),
+        "peak_gold": float(fit.gold(fit.peak)) if within else None,
         "farthest": farthest,
-        "turns_within": fit.peak is not None and fit.peak < farthest,
+        "turns_within": within,
         "highest": turnover(roots, gold),
         "end": {key: points[-1][key] for key in ("kl", "gold", "proxy")},
     }
@@ -143,23 +144,26 @@ def curves_table(proxies: Mapping[str, Mapping]) -> Table:
     for name, found in proxies.items():
         for optimiser in [key for key in KINDS if key in found]:
             curve = found[optimiser]
-            around, peak = curve["intervals"], curve["peak"]
+            around, within = curve["intervals"], curve["turns_within"]
             rows.append(
                 [name, f"{found['accuracy']:.3f}", optimiser]
-                + [f"{curve[key]:.3f} {_interval(around[key])}" for key in ("alpha", "beta")]
-                + [f"{'never' if peak is None else f'{peak**2:.3g}'} {_interval(around['peak'], 2)}"]
-                + ["" if peak is None else f"{curve['peak_gold']:.2f}"]
-                + ["yes" if curve["turns_within"] else "no"]
+                + [f"{curve[key]:.3f} {_interval(around[key], '{:.3f}'.format)}" for key in ("alpha", "beta")]
+                + [f"{_nats(curve['peak'])} {_interval(around['peak'], _nats)}"]
+                + [f"{curve['peak_gold']:.2f}" if within else "", "yes" if within else "no"]
                 + [f"{curve['farthest'] ** 2:.2f}"]
                 + [f"{curve['end'][key]:.2f}" for key in ("gold", "proxy")]
             )
     return Table(header, rows, numeric=frozenset({1, *range(3, 7), *range(8, 11)}))
 
 
-def _interval(ends: Sequence[float | None] | None, power: int = 1) -> str:
-    if ends is None:
-        return ""
-    return "({})".format(" to ".join("never" if end is None else f"{end**power:.3g}" for end in ends))
+def _interval(ends: Sequence[float | None] | None, shown: Callable[[float | None], str]) -> str:
+    return "" if ends is None else f"({' to '.join(map(shown, ends))})"
+
+
+def _nats(distance: float | None) -> str:
+    if distance is None:
+        return "never"
+    return f"{distance**2:.3g}" if distance < 100 else "above 10,000"
 
 
 def drawing(proxies: Mapping[str, Mapping]) -> dict[str, dict[str, dict[str, list]]]:

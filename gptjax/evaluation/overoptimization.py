@@ -130,12 +130,12 @@ def bootstrap_intervals(coefficients_Sx2: np.ndarray, kind: Kind, level: float =
         return {"alpha": None, "beta": None, "peak": None, "falls": None}
     peaks = np.array([peak_of(a, b, kind) for a, b in zip(alpha, beta, strict=True)], float)
     peaks = np.where(np.isnan(peaks), np.inf, peaks)  # of None: it comes later than any
-    tail = (1 - level) / 2
+    outside = math.ceil(len(alpha) * (1 - level) / 2)
 
     def interval(values):
-        low = np.quantile(values, tail, method="inverted_cdf")
-        high = -np.quantile(-values, tail, method="inverted_cdf")
-        return [float(end) if math.isfinite(end) else None for end in (low, high)]
+        ordered = np.sort(values)
+        ends = ordered[outside - 1], ordered[-outside]
+        return [float(end) if math.isfinite(end) else None for end in ends]
 
     return {
         "alpha": interval(alpha),
