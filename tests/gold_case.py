@@ -22,7 +22,7 @@ from gptjax.training.optimizers import OptimizerConfig
 
 GAO = Path(__file__).parents[1] / "experiments" / "gao2022"
 MODEL = dataclasses.replace(tiny.MODEL, layers=2)
-FAST = OptimizerConfig(learning_rate=2e-2, schedule="constant", weight_decay=0.0)
+FAST = OptimizerConfig(learning_rate=2e-3, schedule="constant", weight_decay=0.0)
 
 
 def make_models(root: Path) -> None:
@@ -38,14 +38,14 @@ def make_models(root: Path) -> None:
 
 
 def labels_config(root: Path, **changes) -> GoldLabelsConfig:
-    """Four replies to each of 32 prompts."""
+    """Four replies to each of 64 prompts."""
     given = {
         "policy": str(root / "policy"),
         "gold": str(root / "gold"),
         "prompts": str(root / "data" / "dialogues.jsonl"),
         "prompt_length": 64,
         "sampling": SamplingConfig(max_new_tokens=6),
-        "asked": 32,
+        "asked": 64,
         "batch_size": 16,
         "save_every": 1,
     }
@@ -82,7 +82,7 @@ def small_ppo(root: Path, config: PpoConfig, reward: str) -> PpoConfig:
         ptx_length=32,
         ptx_rows=2,
         optimizer=FAST,
-        eval_prompts=6,
+        eval_prompts=16,
         eval_bytes=1000,
         tracking=TrackingConfig(every=2, gold=str(root / "gold"), answer_tokens=4),
     )

@@ -1,6 +1,7 @@
 """From a gold reward model to its curves: labels, a proxy, PPO measured along the way, the measurement."""
 
 import dataclasses
+import json
 from signal import SIGKILL
 
 import gold_case
@@ -10,13 +11,14 @@ import pytest
 import stage_driver
 
 from gptjax.config import ConfigError, load_experiment, to_json
+from gptjax.data.preferences import read_preferences
 from gptjax.evaluation import alignment_tax, gold_curves
 from gptjax.evaluation.alignment_tax import AlignmentTaxConfig
 from gptjax.evaluation.gold_curves import GoldCurvesConfig
 from gptjax.evaluation.tracked import read_track
 from gptjax.runs import read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
-from gptjax.stages import ppo, reward
+from gptjax.stages import gold_labels, ppo, reward
 from gptjax.stages.handover import load_model
 from gptjax.stages.ppo_evaluation import make_evaluation
 from gptjax.stages.tracking import with_chat_test
@@ -34,6 +36,22 @@ def root(tmp_path_factory):
 
 def model(root, name):
     return load_model(root / name, make_mesh(MeshConfig()))
+
+
+def test_the_smaller_set_of_labels_begins_the_larger_and_a_seed_decides(root):
+    files = {"labels": (root / "labels" / "preferences.jsonl").read_text("utf-8")}
+    for name, changes in {"half": {"asked": 32}, "other": {"asked": 32, "seed": 1}}.items():
+        gold_labels.run(gold_case.labels_config(root, **changes), root / name)
+        files[name] = (root / name / "preferences.jsonl").read_text("utf-8")
+    assert files["half"] and files["half"] not in (files["other"], files["labels"])
+    assert files["labels"].startswith(files["half"])
+    groups, done = read_preferences(root / "labels" / "preferences.jsonl"), read_done(root / "labels")
+    assert len(groups) == done["prompts"] > 24
+    assert sum(len(group.completions) for group in groups) == done["replies"] == 64 * 4 - done["left_out"]
+    rows = [json.loads(line) for line in files["labels"].splitlines()]
+    for row in rows:
+        assert row["ranking"] == [1 + sum(other > gold for other in row["gold"]) for gold in row["gold"]]
+    assert len({tuple(row["ranking"]) for row in rows}) > 2
 
 
 def test_a_proxy_has_the_layers_and_the_rankings_it_was_given(root, capsys):
@@ -136,7 +154,7 @@ def test_the_alignment_tax_is_read_off_the_rows_of_runs_that_differ_in_a_coeffic
 
 
 def test_killed_labels_end_with_the_same_bytes(root):
-    config, deaths = gold_case.labels_config(root), [("saving", 1, SIGKILL), None]
+    config, deaths = gold_case.labels_config(root), [("saving", 3, SIGKILL), None]
     for die in deaths:
         process = stage_driver.start(to_json(config), root / "killed", root / "cache", die)
         process.join()

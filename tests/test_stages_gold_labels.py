@@ -3,39 +3,16 @@
 import dataclasses
 import json
 
-import gold_case
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
-from gptjax.data.preferences import read_preferences
 from gptjax.data.quality import DataError
 from gptjax.generation.sampling import SamplingConfig
-from gptjax.runs import read_done
-from gptjax.stages import gold_labels
 from gptjax.stages.gold_labels import GoldLabelsConfig, Labelled, labeler_liking, write_labels
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-
-
-def test_the_smaller_set_of_labels_begins_the_larger_and_a_seed_decides(tmp_path):
-    tiny.write_data(tmp_path / "data")
-    gold_case.make_models(tmp_path)
-    files = {}
-    for name, changes in {"whole": {}, "half": {"asked": 16}, "other": {"asked": 16, "seed": 1}}.items():
-        gold_labels.run(gold_case.labels_config(tmp_path, **changes), tmp_path / name)
-        files[name] = (tmp_path / name / "preferences.jsonl").read_text("utf-8")
-    assert files["half"] and files["half"] not in (files["other"], files["whole"])
-    assert files["whole"].startswith(files["half"])
-    groups, done = read_preferences(tmp_path / "whole" / "preferences.jsonl"), read_done(tmp_path / "whole")
-    assert len(groups) == done["prompts"] > 12
-    assert sum(len(group.completions) for group in groups) == done["replies"] == 32 * 4 - done["left_out"]
-    rows = [json.loads(line) for line in files["whole"].splitlines()]
-    for row in rows:
-        assert row["ranking"] == [1 + sum(other > gold for other in row["gold"]) for gold in row["gold"]]
-    assert len({tuple(row["ranking"]) for row in rows}) > 2
 
 
 def test_a_noisy_labeler_chooses_as_bradley_and_terry_say():

@@ -55,7 +55,7 @@ def test_tracked_figures_are_those_of_replies_drawn_and_read_one_by_one(root, mo
     proxy = dataclasses.replace(gold, params=moved(gold.params, 0.1, 3))
     judges = {"reward": proxy, "gold": gold}
     evaluation = make_evaluation(config, base, judges, config.ptx_length, config.conventions)
-    row = tracked(with_chat_test(evaluation, base, config.tracking), policy)
+    row = tracked(evaluation, policy)
 
     prompts = encode_prompts(heldout_prompts(config), tokenizer, config.prompt_length)[: config.eval_prompts]
     keys = jax.random.split(stage_key(config.seed, "ppo evaluation"), len(prompts))
@@ -91,7 +91,7 @@ def test_tracked_figures_are_those_of_replies_drawn_and_read_one_by_one(root, mo
     expected["text_loss"] = -(picked[..., 0] * rows["loss_mask"]).sum() / rows["loss_mask"].sum()
 
     assert 0 < np.mean(ended) < 1 and abs(expected["kl"]) > 1e-3
-    assert {f"tracked/{name}" for name in (*expected, "on_topic")} == set(row)
+    assert {f"tracked/{name}" for name in expected} == set(row)
     for name, value in expected.items():
         assert row[f"tracked/{name}"] == pytest.approx(value, abs=2e-5), name
 
