@@ -163,7 +163,7 @@ def _interval(ends: Sequence[float | None] | None, shown: Callable[[float | None
 def _nats(distance: float | None) -> str:
     if distance is None:
         return "never"
-    return f"{distance**2:.3g}" if distance < 100 else "above 10,000"
+    return f"{distance**2:.2f}" if distance < 100 else "above 10,000"
 
 
 def drawing(proxies: Mapping[str, Mapping]) -> dict[str, dict[str, dict[str, list]]]:
