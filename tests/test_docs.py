@@ -42,6 +42,7 @@ from gptjax.stages import self_check
 from gptjax.stages.best_of_n import BestOfNConfig
 from gptjax.stages.classify import ClassifyConfig
 from gptjax.stages.finetune import FinetuneConfig
+from gptjax.stages.gold_labels import GoldLabelsConfig
 from gptjax.stages.grouped import GroupedConfig
 from gptjax.stages.masked import MaskedConfig
 from gptjax.stages.online import OnlineConfig
@@ -65,6 +66,7 @@ STAGES = {
     "grouped": GroupedConfig,
     "best_of_n": BestOfNConfig,
     "online": OnlineConfig,
+    "gold_labels": GoldLabelsConfig,
 }
 # The stages' own experiments run in full, on little data and in a small size, and become `runs/quickstart`.
 SMALL = {
@@ -78,7 +80,7 @@ SMALL = {
     "my_ppo": (
         "ppo",
         "--iterations 1 --batch-size 4 --sampling.max-new-tokens 4 --eval-prompts 4 --eval-bytes 1000 "
-        "--minibatches 1 --ptx-rows 2 --ptx-length 32 --prompt-length 64",
+        "--minibatches 1 --ptx-rows 2 --ptx-length 32 --prompt-length 64 --tracking.answer-tokens 4",
     ),
     "my_translation": (
         "translate",
@@ -108,10 +110,17 @@ SMALL = {
         "--prompts 8 --replies 2 --reward.batch-size 4 --ppo.iterations 1 --ppo.batch-size 4 "
         "--ppo.minibatches 1 --ppo.sampling.max-new-tokens 4 --ppo.eval-prompts 4 --ppo.prompt-length 64",
     ),
+    "my_gold_labels": ("gold_labels", "--asked 32 --replies 64 --sampling.max-new-tokens 8"),
+    "my_proxy": ("proxy", "--batch-size 2 --k-max 64 --epochs 1"),
+    "my_optimised": (
+        "optimised",
+        "--iterations 4 --batch-size 4 --sampling.max-new-tokens 4 --eval-prompts 16 --eval-bytes 1000 "
+        "--minibatches 1 --ptx-length 32 --tracking.every 1 --optimizer.learning-rate 0.02",
+    ),
 }
 # The road's experiments would take minutes: here they are resolved, .ci/run runs the quickstart.
 ROADS = ("quickstart", "llama_style", "no_margin_of_safety", "my_blanks", "my_replies")
-MEASUREMENTS = ("my_zero_shot", "my_probe")  # of the finished road, in full
+MEASUREMENTS = ("my_zero_shot", "my_probe", "my_curves", "my_tax")  # of the finished road, in full
 COMMANDS = [(page, command) for page in FILES for command in commands(page)]
 
 
@@ -280,10 +289,11 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
     own = {"pretrain": {"tokenizer.model", "tokens/"}, "ppo": {"samples.jsonl"}}
     own |= {"translate": {"tokenizer.model", "samples.jsonl"}, "masked": {"tokenizer.model"}}
     own |= {"grouped": {"samples.jsonl"}, "best_of_n": {"samples.jsonl", "best.jsonl", "finetune/"}}
-    own["online"] = {"samples.jsonl", "round-1/", "round-2/"}
-    files = files - ({"checkpoints/"} if stage == "online" else set()) | own.get(stage, set())
+    own |= {"online": {"samples.jsonl", "round-1/", "round-2/"}, "gold_labels": {"preferences.jsonl"}}
+    files |= own.get(stage, set())
+    files -= {"online": {"checkpoints/"}, "gold_labels": {"model/"}}.get(stage, set())
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
-    heldout = json.loads((folder / "done.json").read_text("utf-8"))["heldout"]
+    heldout = json.loads((folder / "done.json").read_text("utf-8")).get("heldout", {})
     first = next(iter(heldout), "")
     named = {"pretrain": first, "masked": first, "ppo": "policy", "translate": "averaged"}
     heldout = heldout.get(named.get(stage), {})

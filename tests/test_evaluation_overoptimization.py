@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gptjax.evaluation.overoptimization import fit_gold, turnover
+from gptjax.evaluation.overoptimization import bootstrap_intervals, fit_gold, resampled_fits, turnover
 
 FORMS = {
     "best_of_n": lambda d, a, b: d * (a - b * d),
@@ -64,3 +64,32 @@ def test_points_that_fix_no_curve_are_refused():
 def test_the_turnover_is_the_highest_point_unless_it_is_the_last():
     assert turnover([0, 1, 2, 3], [0, 0.4, 0.6, 0.1]) == {"distance": 2.0, "gold": 0.6, "lost": 0.5}
     assert turnover([0, 1, 2], [0, 0.4, 0.6]) is None
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_many_fits_at_once_are_those_of_one_after_the_other(kind):
+    rng = np.random.default_rng(3)
+    d = rng.uniform(0.1, 4, (20, 6))
+    d[:, 0] = 0.0  # says nothing
+    gold = FORMS[kind](np.where(d > 0, d, 1.0), 0.4, 0.1) * (d > 0) + 0.1 * rng.standard_normal(d.shape) * (
+        d > 0
+    )
+    fits = [fit_gold(*row, kind) for row in zip(d, gold, strict=True)]
+    np.testing.assert_allclose(resampled_fits(d, gold, kind), [(f.alpha, f.beta) for f in fits], rtol=1e-8)
+    assert np.isnan(resampled_fits(np.full((1, 4), 2.0), np.ones((1, 4)), kind)).all()
+
+
+def test_percentile_intervals_and_peaks_that_never_come():
+    beta = np.linspace(-0.1, 0.9, 1001)
+    found = bootstrap_intervals(np.stack([np.ones(1001), beta], 1), "best_of_n")
+    assert found["alpha"] == [1.0, 1.0]
+    assert found["beta"] == [pytest.approx(-0.075, abs=2e-3), pytest.approx(0.875, abs=2e-3)]
+    assert found["peak"] == [pytest.approx(1 / 1.75, abs=2e-3), None]
+    assert found["falls"] == pytest.approx(0.9, abs=2e-3)
+    nothing = bootstrap_intervals(np.full((5, 2), np.nan), "rl")
+    assert set(nothing.values()) == {None}
+
+
+def test_a_best_of_n_that_only_falls_is_best_at_the_start():
+    d = np.array([1.0, 2.0, 3.0])
+    assert fit_gold(d, -d * (0.1 + 0.2 * d), "best_of_n").peak == 0.0

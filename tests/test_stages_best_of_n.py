@@ -23,7 +23,6 @@ from gptjax.sharding.mesh import MeshConfig, make_mesh, place
 from gptjax.stages.best_of_n import (
     BestOfNConfig,
     Drawn,
-    choose_prompts,
     frontier,
     make_drawing,
     nothing_drawn,
@@ -31,6 +30,7 @@ from gptjax.stages.best_of_n import (
 )
 from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.handover import save_model
+from gptjax.stages.many_replies import choose_prompts
 from gptjax.stages.rollout import draw, reward_scores
 from gptjax.training.metrics import read_metrics
 

@@ -22,6 +22,7 @@ from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import pretrain
 from gptjax.stages.handover import load_model
 from gptjax.stages.road import stage_configs
+from gptjax.stages.tracking import TrackingConfig
 from gptjax.training.loop import RESUBMIT
 from gptjax.training.metrics import read_metrics
 
@@ -43,6 +44,8 @@ class Road:
         self.root = root
         stages = stage_configs(tiny.config(tiny.write_data(root / "data")), root)
         self.configs = {name: stages[name][1] for name in DEATHS}
+        tracking = TrackingConfig(every=4, gold=str(root / "reward"))
+        self.configs["ppo"] = dataclasses.replace(self.configs["ppo"], tracking=tracking)
         for name in DEATHS:
             self.run(name, root / name, expect=0)
 

@@ -30,6 +30,16 @@ def best_of_n_kl(n: float) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def doublings(most: int) -> list[int]:
+    """The sizes 1, 2, 4 and so on up to `most`, itself included.
+
+    Example:
+        >>> doublings(6)
+        [1, 2, 4, 6]
+    """
+    return sorted({2**i for i in range(most.bit_length())} | {most})
+
+
 def rank_probabilities(count: int, n: int) -> np.ndarray:
     """The probability of each of `count` samples, worst first, to be the best of n drawn without replacement.
 

@@ -119,6 +119,34 @@ def fit_temperature(difference_P: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded").x))
 
 
+def fit_scale(difference_P: np.ndarray, probability_P: np.ndarray) -> float:
+    """The s that minimises the cross-entropy of `sigmoid(s * difference)` to given probabilities.
+
+    It brings a reward model's scale, which is arbitrary, to that of the labeler who gives the probabilities.
+
+    Args:
+        difference_P: reward of the first completion minus that of the second.
+        probability_P: with which the labeler prefers the first.
+
+    Returns:
+        s, from exp(-4) to exp(4).
+
+    Source: Gao et al. 2022, section 2.2, on recalibrating proxies by soft labels.
+
+    Example:
+        >>> difference = np.array([-2.0, 0.5, 1.0])
+        >>> round(fit_scale(difference, 1 / (1 + np.exp(-3.0 * difference))), 2)
+        3.0
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_s):
+        scaled = np.exp(log_s) * difference_P
+        return float(np.mean(np.logaddexp(0.0, scaled) - probability_P * scaled))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded").x))
+
+
 def bag_of_words_scores(train_texts: list[str], train_means: list[float], texts: list[str]) -> np.ndarray:
     """A linear baseline: ridge regression of the mean rating on counts of words and word pairs.
 

@@ -13,8 +13,8 @@ _DASHES = ("-", "--", ":")
 Series = Sequence[tuple[float, float]]
 
 
-def curves(panels: Mapping[str, Mapping[str, Series]]) -> str:
-    """A grid of panels, three a row; each maps a label to its (step, value) points.
+def curves(panels: Mapping[str, Mapping[str, Series]], across: str = "step") -> str:
+    """A grid of panels, three a row; each maps a label to its points, `across` and value.
 
     A label has the same colour and dashes in every panel, and one legend below explains them all.
     """
@@ -33,7 +33,7 @@ def curves(panels: Mapping[str, Mapping[str, Series]]) -> str:
                 steps, values, linewidth=1.2, marker="." if len(steps) < 8 else "", **style
             )
         axes.set_title(name, fontsize=10)
-        axes.set_xlabel("step", fontsize=8)
+        axes.set_xlabel(across, fontsize=8)
         _plain(axes)
     named = {label: line for label, line in shown.items() if label}
     if named:
@@ -111,6 +111,39 @@ def write_comparison(
         _plain(axes)
     legend = "diamond: mean; bar: its 95 % bootstrap interval; dots: seeds; black: the baseline"
     figure.supxlabel(legend, fontsize=8, color="#666")
+    _write(figure, path)
+
+
+def write_gold_curves(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Series]]]) -> None:
+    """Writes a PNG or SVG file, by the path's ending: a panel an optimiser, a colour a proxy.
+
+    Args:
+        path: the file.
+        panels: optimiser -> proxy -> "gold" (solid), "proxy" (dashed) and "fit" (dotted) -> points of
+            sqrt(KL) and reward.
+    """
+    names = list(dict.fromkeys(name for proxies in panels.values() for name in proxies))
+    figure, shown = _figure(4.6 * len(panels), 4.2), {}
+    for place, (optimiser, proxies) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for name, lines in proxies.items():
+            colour = _COLOURS[names.index(name) % len(_COLOURS)]
+            (shown[name],) = axes.plot(*zip(*lines["gold"], strict=True), ".-", color=colour, linewidth=1.4)
+            axes.plot(*zip(*lines["proxy"], strict=True), "--", color=colour, linewidth=1)
+            axes.plot(*zip(*lines["fit"], strict=True), ":", color=colour, linewidth=1)
+        axes.axhline(0, color="#888", linewidth=0.6)
+        axes.set_title(optimiser, fontsize=10)
+        axes.set_xlabel("square root of the KL to the initial policy (nats)", fontsize=9)
+        axes.set_ylabel("reward, standard deviations of gold", fontsize=9)
+        _plain(axes)
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(
+        "solid: gold; dashed: the proxy itself; dotted: the fit to gold", fontsize=8, color="#666"
+    )
+    _write(figure, path)
+
+
+def _write(figure, path: Path) -> None:
     kind = path.suffix.lower().removeprefix(".")
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "svg":

@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from gptjax.evaluation.statistics import LEVEL
+
 Kind = Literal["best_of_n", "rl"]
 
 
@@ -44,12 +46,8 @@ class Fit:
 
     @property
     def peak(self) -> float | None:
-        """The d of the highest R, `alpha / (2 beta)` or `exp(alpha / beta - 1)`; None if R never falls."""
-        if self.beta <= 0 or self.alpha <= 0 and self.kind == "best_of_n":
-            return None
-        if self.kind == "best_of_n":
-            return self.alpha / (2 * self.beta)
-        return math.exp(min(self.alpha / self.beta - 1, 700.0))
+        """The d of the highest R; see `peak_of`."""
+        return peak_of(self.alpha, self.beta, self.kind)
 
 
 def fit_gold(distance, gold, kind: Kind) -> Fit:
@@ -95,6 +93,66 @@ def fit_gold(distance, gold, kind: Kind) -> Fit:
     alpha, beta = map(float, coefficients)
     explained = 1.0 - float(rest @ rest) / total if total else 1.0
     return Fit(kind, alpha, beta, *intervals, explained, len(y))
+
+
+def resampled_fits(distance_SxN, gold_SxN, kind: Kind) -> np.ndarray:
+    """alpha and beta of many curves at once: float64 `[S, 2]`, nan where the points fix no curve.
+
+    Args:
+        distance_SxN, gold_SxN: S resamples of N points, as for `fit_gold`; points at distance 0 say nothing.
+        kind: which of the two forms.
+    """
+    x_SxNx2 = _columns(np.asarray(distance_SxN, float), kind) * [1.0, -1.0]
+    squares = np.einsum("snp,snq->spq", x_SxNx2, x_SxNx2)
+    products = np.einsum("snp,sn->sp", x_SxNx2, np.asarray(gold_SxN, float))
+    size = squares[:, 0, 0] * squares[:, 1, 1]
+    fixed = np.linalg.det(squares) > 1e-12 * size
+    found = np.full((len(squares), 2), np.nan)
+    found[fixed] = np.linalg.solve(squares[fixed], products[fixed][..., None])[..., 0]
+    return found
+
+
+def bootstrap_intervals(coefficients_Sx2: np.ndarray, kind: Kind, level: float = LEVEL) -> dict:
+    """Percentile intervals of alpha, beta and the peak over resamples.
+
+    Args:
+        coefficients_Sx2: from `resampled_fits`; rows of nan are left out.
+        kind: which of the two forms.
+        level: probability that each interval is to hold.
+
+    Returns:
+        "alpha", "beta" and "peak" (d): [low, high]; an end of the peak is None where the curve of that
+        resample never falls. "falls": the share of the resamples whose curve does. All are None where no
+        resample fixes a curve.
+    """
+    alpha, beta = coefficients_Sx2[~np.isnan(coefficients_Sx2).any(1)].T
+    if not len(alpha):
+        return {"alpha": None, "beta": None, "peak": None, "falls": None}
+    peaks = np.array([peak_of(a, b, kind) for a, b in zip(alpha, beta, strict=True)], float)
+    peaks = np.where(np.isnan(peaks), np.inf, peaks)  # of None: it comes later than any
+    outside = math.ceil(len(alpha) * (1 - level) / 2)
+
+    def interval(values):
+        ordered = np.sort(values)
+        ends = ordered[outside - 1], ordered[-outside]
+        return [float(end) if math.isfinite(end) else None for end in ends]
+
+    return {
+        "alpha": interval(alpha),
+        "beta": interval(beta),
+        "peak": interval(peaks),
+        "falls": float(np.isfinite(peaks).mean()),
+    }
+
+
+def peak_of(alpha: float, beta: float, kind: Kind) -> float | None:
+    """The d of the highest R, `alpha / (2 beta)` or `exp(alpha / beta - 1)`; None if R never falls.
+
+    It is 0 where the best of n falls from the start.
+    """
+    if beta <= 0:
+        return None
+    return max(alpha, 0.0) / (2 * beta) if kind == "best_of_n" else math.exp(min(alpha / beta - 1, 700.0))
 
 
 def _columns(distance: np.ndarray, kind: Kind) -> np.ndarray:

@@ -23,7 +23,7 @@ from gptjax.evaluation import calibration
 from gptjax.evaluation.outliers import auroc, fit_gaussian, unfamiliarity
 from gptjax.evaluation.reward_breakdown import accuracy_by_quarter, right
 from gptjax.evaluation.reward_ensemble import disagreement, ensemble_mean, standardised
-from gptjax.models.functional import ModelDefinition
+from gptjax.models.functional import ModelDefinition, first_layers
 from gptjax.models.transformer import Decoder
 from gptjax.ranges import Count
 from gptjax.runs import mark_done, open_run, stage_done
@@ -83,8 +83,7 @@ def texts_in_place_of_replies(groups: Sequence[RankedReplies], source: str) -> l
 def last_hidden(definition: ModelDefinition, params, arrays: RankedArrays, config, layer: int) -> np.ndarray:
     """The hidden state after a layer at the last token of every completion: float32 `[completions, D]`."""
     decoder = ModelDefinition(Decoder, dataclasses.replace(definition.config, layers=layer))
-    blocks = jax.tree.map(lambda x: x[:layer], params["decoder"]["blocks"])
-    params = params["decoder"] | {"blocks": blocks}
+    params = first_layers(params["decoder"], layer)
 
     @jax.jit
     def program(batch):

@@ -71,6 +71,11 @@ def unstack(blocks: Params) -> list[Params]:
     return [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(layers)]
 
 
+def first_layers(decoder: Params, layers: int) -> Params:
+    """A decoder's parameters with its first layers alone; the embeddings and the last norm stay."""
+    return decoder | {"blocks": jax.tree.map(lambda x: x[:layers], decoder["blocks"])}
+
+
 def leaf_at(tree: Params, path: Iterable[str]):
     """What lies at a path of a parameter tree."""
     for name in path:

@@ -21,21 +21,19 @@ from gptjax.config import configclass
 from gptjax.data.chat import Messages
 from gptjax.data.quality import DataError
 from gptjax.errors import require
-from gptjax.evaluation.best_of_n import best_of_n_kl, expected_best_of_n, select_best
-from gptjax.generation.decode import left_pad
+from gptjax.evaluation.best_of_n import best_of_n_kl, doublings, expected_best_of_n, select_best
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.losses.rewards import eos_penalty
 from gptjax.ranges import Count, NonNegative, Seed, Weights
 from gptjax.runs import mark_done, open_run, read_done, stage_done
-from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, replicated
+from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated
 from gptjax.stages import finetune
 from gptjax.stages.conventions import Conventions
 from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
-from gptjax.stages.ppo_data import Prompt, fitting_prompts, read_prompts
+from gptjax.stages.many_replies import choose_prompts, make_replies, prompt_batches, text_lengths
 from gptjax.stages.ppo_evaluation import evaluate_policies
-from gptjax.stages.rollout import draw, reward_scores
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import seconds_spent
 
@@ -118,24 +116,17 @@ def nothing_drawn(config: BestOfNConfig, mesh: jax.sharding.Mesh) -> Drawn:
 
 def make_drawing(config: BestOfNConfig, base: TrainedModel, reward: TrainedModel, mesh: jax.sharding.Mesh):
     """`step(state, prompts, key) -> (state, metrics)`: n replies to each of B prompts, the best kept."""
-    tokenizer, n = base.tokenizer, config.n
-
-    @jax.jit
-    def replies(policy, judge, tokens, mask, keys):
-        tokens, mask = jnp.repeat(tokens, n, 0), jnp.repeat(mask, n, 0)
-        ids = tokenizer.im_end_id, tokenizer.pad_id
-        rollout = draw(base.definition, policy, tokens, mask, keys, config.sampling, *ids)
-        raw = reward_scores(reward.definition, judge, rollout)
-        scores = eos_penalty(raw, rollout.ended, kind="subtract", penalty=config.missing_eos_penalty)
-        return rollout, scores.reshape(-1, n)
+    n, replies = config.n, make_replies(base, {"reward": reward}, config.sampling, config.n)
 
     def step(state: Drawn, prompts, key):
         number, B = int(state.step), config.batch_size
         keys = jax.random.split(jax.random.fold_in(key, number), B * n)
         with jax.set_mesh(mesh):
-            rollout, scores = replies(base.params, reward.params, prompts["tokens"], prompts["mask"], keys)
+            rollout, raw = replies(prompts, keys)
+            ended, penalty = rollout.ended.reshape(B, n), config.missing_eos_penalty
+            scores = eos_penalty(raw["reward"], ended, kind="subtract", penalty=penalty)
         best = np.arange(B) * n + select_best(scores)
-        lengths = jnp.where(rollout.ended, rollout.mask.sum(1).astype(jnp.int32) - 1, -1)
+        lengths = text_lengths(rollout)
         rows = slice(number * B, (number + 1) * B)
         metrics = {
             "best_of_n/mean": scores.mean(),
@@ -152,20 +143,6 @@ def make_drawing(config: BestOfNConfig, base: TrainedModel, reward: TrainedModel
         return drawn, metrics
 
     return step
-
-
-def choose_prompts(config: BestOfNConfig, tokenizer) -> list[Prompt]:
-    """The N prompts that are asked, with their ids, in random order.
-
-    Raises:
-        DataError: none fits.
-    """
-    prompts = read_prompts(config.prompts, "train", config.seed)
-    kept = fitting_prompts(prompts, tokenizer, config.prompt_length)
-    rng = np.random.default_rng(config.seed)
-    rounds = -(-config.asked // len(kept))
-    order = np.concatenate([rng.permutation(len(kept)) for _ in range(rounds)])[: config.asked]
-    return [kept[i] for i in order]
 
 
 def write_best(drawn: Drawn, asked: list[Messages], tokenizer, file: Path) -> int:
@@ -192,10 +169,9 @@ def write_best(drawn: Drawn, asked: list[Messages], tokenizer, file: Path) -> in
 
 def frontier(scores: np.ndarray) -> list[dict]:
     """Reward against divergence of the best of 1, 2, 4 ... n, estimated from all replies without bias."""
-    most = scores.shape[1]
-    sizes = sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most})
     return [
-        {"n": n, "kl": best_of_n_kl(n), "reward": float(expected_best_of_n(scores, n).mean())} for n in sizes
+        {"n": n, "kl": best_of_n_kl(n), "reward": float(expected_best_of_n(scores, n).mean())}
+        for n in doublings(scores.shape[1])
     ]
 
 
@@ -216,11 +192,7 @@ def run(config: BestOfNConfig, folder: Path, may_change: Iterable[str] = ()) -> 
     lengths |= {"text_length": config.text_length} if config.corpora else {}
     check_fit(lengths, {config.policy: base, config.reward: reward})
     prompts = choose_prompts(config, base.tokenizer)
-
-    def batch_at(number):
-        part = prompts[number * config.batch_size : (number + 1) * config.batch_size]
-        tokens, mask = left_pad([ids for _, ids in part], base.tokenizer.pad_id, config.prompt_length)
-        return place({"tokens": tokens, "mask": mask}, mesh)
+    batch_at = prompt_batches([ids for _, ids in prompts], config, base.tokenizer.pad_id, mesh)
 
     settings = LoopSettings(
         stage="best of n",

@@ -27,9 +27,10 @@ from gptjax.stages.conventions import Conventions
 from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo_data import ppo_lengths, prompt_rows, ptx_rows, read_prompts
-from gptjax.stages.ppo_evaluation import evaluate_policies
+from gptjax.stages.ppo_evaluation import compare_policies, make_evaluation
 from gptjax.stages.ppo_iteration import PpoState, make_iteration, make_optimizers
 from gptjax.stages.sharded import create_state
+from gptjax.stages.tracking import TrackingConfig, tracked, with_chat_test
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
 from gptjax.training.optimizers import OptimizerConfig
@@ -68,6 +69,7 @@ class PpoConfig:
         optimizer, value_optimizer, mesh, save_every, seed: as elsewhere.
         eval_prompts: held-out prompts answered at the end.
         eval_bytes: held-out text per source measured at the end.
+        tracking: measures along the way as well; None measures at the end only.
     """
 
     policy: str = ""
@@ -106,6 +108,7 @@ class PpoConfig:
     save_every: Count = 10
     eval_prompts: Count = 256
     eval_bytes: Count = 40_000
+    tracking: TrackingConfig | None = None
     seed: Seed = 0
 
     def __post_init__(self):
@@ -145,6 +148,12 @@ def initial_critic(config: PpoConfig, base: TrainedModel, reward: TrainedModel):
     return start
 
 
+def judge_folders(config: PpoConfig) -> dict[str, str]:
+    """Run folders of the reward model and, where the run is tracked with one, of the gold reward model."""
+    gold = config.tracking.gold if config.tracking else ""
+    return {"reward": config.reward} | ({"gold": gold} if gold else {})
+
+
 def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
     """Aligns the policy with the reward model and leaves it in `folder`.
 
@@ -156,13 +165,18 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
         return
     require("vaderSentiment")
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
-    base, reward = load_model(config.policy, mesh, "language"), load_model(config.reward, mesh, "scalar")
-    check_fit(ppo_lengths(config), {config.policy: base, config.reward: reward})
+    base, folders = load_model(config.policy, mesh, "language"), judge_folders(config)
+    judges = {name: load_model(folders[name], mesh, "scalar") for name in folders}
+    reward, digests = judges["reward"], {name: judge.digest for name, judge in judges.items()}
+    check_fit(ppo_lengths(config), {config.policy: base} | {folders[name]: judges[name] for name in folders})
     # Without dropout: with it the ratio of the first pass would not be 1.
     language = ModelDefinition(LanguageModel, dataclasses.replace(base.definition.config, dropout=0.0))
     tokenizer, scalar = base.tokenizer, reward.definition
     prompts = prompt_rows(read_prompts(config.prompts, "train", config.seed), tokenizer, config)
     texts = ptx_rows(config, tokenizer) if config.ptx_coef else None
+    evaluation = make_evaluation(config, base, judges, config.ptx_length, config.conventions)
+    if config.tracking is not None:
+        evaluation = with_chat_test(evaluation, base, config.tracking)
 
     policy_optimizer, value_optimizer = make_optimizers(config, language, scalar)
     policy = create_state(language, policy_optimizer, mesh, params=base.params)
@@ -184,17 +198,24 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
         folder=folder,
         steps=config.iterations,
         save_every=config.save_every,
-        eval_every=0,
-        identity={"tokenizer": tokenizer.hash, "policy": base.digest, "reward": reward.digest},
+        eval_every=config.tracking.every if config.tracking else 0,
+        identity={"tokenizer": tokenizer.hash, "policy": base.digest, **digests},
         tokens_per_step=config.batch_size * config.sampling.max_new_tokens,
         flops_per_token=None,  # most of the work is not training: sampling, and four models that read
         devices=config.mesh.size,
         started=started,
     )
-    state = run_loop(state, iteration, batch_at, stage_key(config.seed, "ppo"), settings)
 
-    final = state.ema if config.ema_decay else state.policy.params
-    figures = evaluate_policies(config, base, reward, final, folder, config.ptx_length, config.conventions)
+    def kept(state: PpoState):
+        return state.ema if config.ema_decay else state.policy.params
+
+    def measure(state: PpoState):
+        return tracked(evaluation, kept(state))
+
+    state = run_loop(state, iteration, batch_at, stage_key(config.seed, "ppo"), settings, measure)
+
+    final = kept(state)
+    figures = compare_policies(evaluation, base, final, folder)
     save_model(folder, "language", language.config, final, tokenizer)
     seconds = time.monotonic() - started
     lengths = [row["val/response_length"] for row in read_metrics(folder / "metrics.jsonl")]

@@ -1,6 +1,8 @@
 """What alignment did: judged samples, divergence from the reference, the price paid in language modelling."""
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ from gptjax.data.quality import BadRows
 from gptjax.evaluation.judge import distinct_n, lexicon_scores
 from gptjax.evaluation.perplexity import first_bytes, heldout_rows, mean_loss
 from gptjax.generation.decode import left_pad
+from gptjax.models.functional import Params
 from gptjax.stages.conventions import Conventions, cut_ids
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
@@ -21,31 +24,38 @@ from gptjax.stages.ppo_data import encode_prompts, read_prompts
 from gptjax.stages.rollout import Rollout, cut_replies, draw, response_log_probs, reward_scores
 
 
-def evaluate_policies(
+@dataclass(frozen=True)
+class Evaluation:
+    """What every policy is asked, always with the same keys.
+
+    Attributes:
+        prompts: ids of the held-out prompts.
+        measure: `params -> (figures, replies)`; the figures are those of `make_evaluation`.
+    """
+
+    prompts: list[list[int]]
+    measure: Callable[[Params], tuple[dict[str, float], list[str]]]
+
+
+def make_evaluation(
     config,
     base: TrainedModel,
-    reward: TrainedModel | None,
-    params,
-    folder: Path,
+    judges: Mapping[str, TrainedModel],
     text_length: int,
     conventions: Conventions,
-) -> dict:
-    """Reference and policy on the same held-out prompts, with the same seeds.
+) -> Evaluation:
+    """How a policy of the reference's shape is measured on held-out prompts and text.
 
-    Writes every reply to `samples.jsonl`.
+    Its figures: `lexicon`, the mean score of every judge under the judge's name, `distinct_2`, `ended` (share
+    of the replies), `text_loss` where the configuration has corpora, and `kl` to the reference, k1, in nats
+    per reply.
 
     Args:
         config: prompts, sampling, prompt_length, eval_prompts, corpora, eval_bytes and seed.
         base: the reference.
-        reward: scores the replies; None leaves the reward out.
-        params: the policy's.
-        folder: the run folder.
+        judges: name -> reward model.
         text_length: tokens per row of held-out text.
         conventions: where replies are cut.
-
-    Returns:
-        for "reference" and "policy": lexicon score, reward, distinct-2 and loss on held-out text; and the
-        KL of the policy to the reference in nats per reply.
     """
     tokenizer, language = base.tokenizer, base.definition
     prompts = encode_prompts(heldout_prompts(config), tokenizer, config.prompt_length)
@@ -57,38 +67,75 @@ def evaluate_policies(
     end = None if cuts else tokenizer.im_end_id
 
     @jax.jit
-    def judge(policy):
+    def answer(policy, judging):
         rollout = draw(language, policy, tokens, mask, keys, config.sampling, end, pad)
         read = cut_replies(rollout, cuts, conventions.cut_after) if cuts else rollout
-        scores = {"reward": reward_scores(reward.definition, reward.params, read)} if reward else {}
+        scores = {name: reward_scores(judges[name].definition, judging[name], read) for name in judges}
         return rollout, read, {name: score.mean() for name, score in scores.items()}
 
     @jax.jit
-    def divergence(rollout: Rollout):
+    def divergence(policy, reference, rollout: Rollout):
         ours, theirs = (
-            response_log_probs(language, p, rollout, temperature)[0] for p in (params, base.params)
+            response_log_probs(language, params, rollout, temperature)[0] for params in (policy, reference)
         )
-        return ((ours - theirs) * rollout.mask).sum(1)
+        return ((ours - theirs) * rollout.mask).sum(1).mean()
 
+    judging = {name: judge.params for name, judge in judges.items()}
     text_loss = held_out_text_loss(config, base, text_length)
-    figures, replies = {}, {}
-    for name, policy in (("reference", base.params), ("policy", params)):
-        rollout, read, scores = judge(policy)
-        replies[name] = texts_of(read, tokenizer)
-        figures[name] = {
-            "lexicon": float(np.mean(lexicon_scores(replies[name]))),
+
+    def measure(params):
+        rollout, read, scores = answer(params, judging)
+        replies = texts_of(read, tokenizer)
+        figures = {
+            "lexicon": float(np.mean(lexicon_scores(replies))),
             **{name: float(score) for name, score in scores.items()},
-            "distinct_2": distinct_n(replies[name]),
+            "distinct_2": distinct_n(replies),
             "ended": float(jnp.mean(read.ended)),
-        } | text_loss(policy)
-    figures["kl"] = float(jnp.mean(divergence(rollout)))
+            **text_loss(params),
+            "kl": float(divergence(params, base.params, rollout)),
+        }
+        return figures, replies
+
+    return Evaluation(prompts, measure)
+
+
+def compare_policies(evaluation: Evaluation, base: TrainedModel, params, folder: Path) -> dict:
+    """Reference and policy on the same held-out prompts, with the same keys.
+
+    Writes every reply to `samples.jsonl`.
+
+    Returns:
+        the figures of "reference" and "policy", and "kl" of the policy to the reference.
+    """
+    figures, replies, divergence = {}, {}, 0.0
+    for name, policy in (("reference", base.params), ("policy", params)):
+        figures[name], replies[name] = evaluation.measure(policy)
+        divergence = figures[name].pop("kl")
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
-        for i, ids in enumerate(prompts):
-            row = {"prompt": tokenizer.decode(ids)} | {name: replies[name][i] for name in replies}
+        for i, ids in enumerate(evaluation.prompts):
+            row = {"prompt": base.tokenizer.decode(ids)} | {name: replies[name][i] for name in replies}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     for name in ("reference", "policy"):
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
-    return figures
+    return figures | {"kl": divergence}
+
+
+def evaluate_policies(
+    config,
+    base: TrainedModel,
+    reward: TrainedModel | None,
+    params,
+    folder: Path,
+    text_length: int,
+    conventions: Conventions,
+) -> dict:
+    """`compare_policies` after the last step of a stage; arguments as those of `make_evaluation`.
+
+    Without a reward model the figures have no "reward".
+    """
+    judges = {"reward": reward} if reward else {}
+    evaluation = make_evaluation(config, base, judges, text_length, conventions)
+    return compare_policies(evaluation, base, params, folder)
 
 
 def heldout_prompts(config) -> list[Messages]:

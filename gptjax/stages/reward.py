@@ -17,17 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.config import configclass
+from gptjax.config import ConfigError, configclass
 from gptjax.data.preferences import RankedArrays, pack_ranked
 from gptjax.errors import require
 from gptjax.losses.listwise import best_of_n_loss, plackett_luce_loss
 from gptjax.losses.ranking import pair_matrix, ranking_loss
-from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
+from gptjax.models.functional import ModelDefinition, Params, first_layers, matmul_flops_per_token
 from gptjax.models.heads import ScalarModel
+from gptjax.models.transformer import DecoderConfig
 from gptjax.ranges import BelowOne, Count, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.handover import check_fit, load_model, model_kind, save_model
+from gptjax.stages.handover import TrainedModel, check_fit, load_model, model_kind, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.reward_data import encode, epoch_order, over_batches, read_groups, rows_needed
 from gptjax.stages.reward_evaluation import bag_of_words_accuracy, evaluate
@@ -51,6 +52,8 @@ class RewardConfig:
         source: "ratings", or a path to JSONL preferences.
         half: which half of the training data is used; the other trains a judge that shares none of it.
         groups: prompts with rankings to draw from "ratings".
+        at_most: training rankings that are used, the first of the file; None for all.
+        layers: the first layers of the base's decoder that are the trunk; None for all.
         k_min, k_max: completions per prompt, 4 to 9 in InstructGPT.
         loss: "pairs", every pair of a prompt; "plackett_luce", the ranking as a row of choices; "best_of_n",
             the best alone.
@@ -68,6 +71,8 @@ class RewardConfig:
     source: str = "ratings"
     half: Literal["both", "first", "second"] = "both"
     groups: Count = 3000
+    at_most: Count | None = None
+    layers: Count | None = None
     k_min: Count = 4
     k_max: Count = 9
     loss: Literal["pairs", "plackett_luce", "best_of_n"] = "pairs"
@@ -146,15 +151,19 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     base = load_model(config.base, mesh, "scalar" if goes_on else "language")
     check_fit({"length": config.length}, {config.base: base})
     train_groups, heldout_groups = read_groups(config)
+    if config.at_most is not None:
+        read, train_groups = len(train_groups), train_groups[: config.at_most]
+        print(f"reward: the first {len(train_groups)} of {read} training rankings", flush=True)
     train = encode(train_groups, base.tokenizer, config, "reward: training rankings")
     heldout = encode(heldout_groups, base.tokenizer, config, "reward: held-out rankings")
     order = epoch_order(train.lengths.sum(1), config)
     rows = rows_needed(train, order, config.length, config.accumulate, config.mesh)
 
-    definition = ModelDefinition(ScalarModel, trunk_config(base.definition.config, config.dropout))
+    shape, trunk = trunk_of(base, config)
+    definition = ModelDefinition(ScalarModel, shape)
     key = stage_key(config.seed, "reward")
     fresh = jax.jit(definition.initialise)(jax.random.fold_in(key, 0))
-    params = base.params if goes_on else fresh | {"decoder": base.params["decoder"]}
+    params = (base.params if goes_on else fresh) | {"decoder": trunk}
     steps = len(order)
     optimizer = make_optimizer(config.optimizer, steps, definition.axes)
     state = create_state(definition, optimizer, mesh, params=params)
@@ -196,11 +205,20 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
         f"(longer wins {figures['longer_wins_clear']:.3f}), ECE {figures['ece']:.3f}",
         flush=True,
     )
-    save_model(folder, "scalar", trunk_config(definition.config, 0.0), params, base.tokenizer)
+    save_model(folder, "scalar", dataclasses.replace(shape, dropout=0.0), params, base.tokenizer)
     seconds, tokens = time.monotonic() - started, steps * rows * config.length
     mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})
 
 
-def trunk_config(config, dropout: float):
-    """The decoder's configuration with another dropout rate."""
-    return dataclasses.replace(config, dropout=dropout)
+def trunk_of(base: TrainedModel, config: RewardConfig) -> tuple[DecoderConfig, Params]:
+    """The shape and the parameters of the base's decoder, with its first `layers` alone.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    shape = base.definition.config
+    if config.layers is not None and config.layers > shape.layers:
+        raise ConfigError(f"layers = {config.layers}, but {config.base} has {shape.layers}: lower it")
+    layers = config.layers or shape.layers
+    shape = dataclasses.replace(shape, layers=layers, dropout=config.dropout)
+    return shape, first_layers(base.params["decoder"], layers)
