@@ -13,12 +13,20 @@ from gptjax.data.quality import BadRows
 from gptjax.evaluation.judge import distinct_n, lexicon_scores
 from gptjax.evaluation.perplexity import first_bytes, heldout_rows, mean_loss
 from gptjax.generation.decode import left_pad
+from gptjax.losses.rewards import kl_estimate
 from gptjax.stages.conventions import Conventions, cut_ids
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import make_sum_loss
 from gptjax.stages.ppo_data import encode_prompts, read_prompts
-from gptjax.stages.rollout import Rollout, cut_replies, draw, response_log_probs, reward_scores
+from gptjax.stages.rollout import (
+    Rollout,
+    cut_replies,
+    draw,
+    exact_divergences,
+    response_log_probs,
+    reward_scores,
+)
 
 
 def evaluate_policies(
@@ -32,7 +40,7 @@ def evaluate_policies(
 ) -> dict:
     """Reference and policy on the same held-out prompts, with the same seeds.
 
-    Writes every reply to `samples.jsonl`.
+    Writes every reply, its tokens and its reward to `samples.jsonl`.
 
     Args:
         config: prompts, sampling, prompt_length, eval_prompts, corpora, eval_bytes and seed.
@@ -45,7 +53,7 @@ def evaluate_policies(
 
     Returns:
         for "reference" and "policy": lexicon score, reward, distinct-2 and loss on held-out text; and the
-        KL of the policy to the reference in nats per reply.
+        KL of the policy to the reference in nats per reply, as k1 ("kl"), k2, k3 and exactly.
     """
     tokenizer, language = base.tokenizer, base.definition
     prompts = encode_prompts(heldout_prompts(config), tokenizer, config.prompt_length)
@@ -61,31 +69,41 @@ def evaluate_policies(
         rollout = draw(language, policy, tokens, mask, keys, config.sampling, end, pad)
         read = cut_replies(rollout, cuts, conventions.cut_after) if cuts else rollout
         scores = {"reward": reward_scores(reward.definition, reward.params, read)} if reward else {}
-        return rollout, read, {name: score.mean() for name, score in scores.items()}
+        return rollout, read, scores
 
     @jax.jit
-    def divergence(rollout: Rollout):
-        ours, theirs = (
-            response_log_probs(language, p, rollout, temperature)[0] for p in (params, base.params)
+    def divergences(policy, reference, rollout: Rollout):
+        ours, theirs = (response_log_probs(language, p, rollout, temperature)[0] for p in (policy, reference))
+        log_ratio = (ours - theirs) * rollout.mask
+        kinds = {f"kl_{kind}": kl_estimate(log_ratio, kind).sum(1).mean() for kind in ("k2", "k3")}
+        # A few rows at a time: whole distributions of both models are held for each.
+        exact = jax.lax.map(
+            lambda row: exact_divergences(
+                language, policy, reference, jax.tree.map(lambda x: x[None], row), temperature
+            )[0],
+            rollout,
+            batch_size=8,
         )
-        return ((ours - theirs) * rollout.mask).sum(1)
+        return {"kl": log_ratio.sum(1).mean()} | kinds | {"kl_exact": exact.mean()}
 
     text_loss = held_out_text_loss(config, base, text_length)
-    figures, replies = {}, {}
+    figures, samples = {}, [{"prompt": tokenizer.decode(ids)} for ids in prompts]
     for name, policy in (("reference", base.params), ("policy", params)):
         rollout, read, scores = judge(policy)
-        replies[name] = texts_of(read, tokenizer)
+        replies = texts_of(read, tokenizer)
         figures[name] = {
-            "lexicon": float(np.mean(lexicon_scores(replies[name]))),
-            **{name: float(score) for name, score in scores.items()},
-            "distinct_2": distinct_n(replies[name]),
+            "lexicon": float(np.mean(lexicon_scores(replies))),
+            **{name: float(score.mean()) for name, score in scores.items()},
+            "distinct_2": distinct_n(replies),
             "ended": float(jnp.mean(read.ended)),
         } | text_loss(policy)
-    figures["kl"] = float(jnp.mean(divergence(rollout)))
+        columns = {"": replies, "_tokens": np.asarray(read.mask).sum(1).astype(int).tolist()}
+        columns |= {f"_{kind}": np.asarray(score).tolist() for kind, score in scores.items()}
+        for i, row in enumerate(samples):
+            row.update({name + kind: values[i] for kind, values in columns.items()})
+    figures |= {name: float(kl) for name, kl in divergences(params, base.params, rollout).items()}
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
-        for i, ids in enumerate(prompts):
-            row = {"prompt": tokenizer.decode(ids)} | {name: replies[name][i] for name in replies}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
     for name in ("reference", "policy"):
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
     return figures
