@@ -36,6 +36,13 @@ from gptjax.training.optimizers import make_optimizer
 from gptjax.training.step import TrainState, make_train_step
 
 
+# What an iteration logs the digests of, in the order in which it is made.
+DIGESTS = tuple(
+    f"digest/{made}" for made in ("rollout", "experience", "policy_gradient", "critic_gradient", "parameters")
+)
+GRADIENT = "digest/gradient"  # of one update
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PpoState:
@@ -53,13 +60,6 @@ class PpoState:
     critic: TrainState
     ema: Any
     kl_coef: jax.Array
-
-
-GRADIENT = "digest/gradient"
-# What an iteration logs the digests of, in the order in which it is made.
-DIGESTS = tuple(
-    f"digest/{made}" for made in ("rollout", "experience", "policy_gradient", "critic_gradient", "parameters")
-)
 
 
 def minibatch_order(config, iteration: int) -> np.ndarray:
@@ -85,9 +85,11 @@ def make_versions(config, language, reference, mesh):
     adapters = trained_part(config, language)
     shardings = parameter_shardings(mesh, adapters.abstract, adapters.axes)
     off = jax.tree.map(lambda a, s: jnp.zeros(a.shape, a.dtype, device=s), adapters.abstract, shardings)
-    return lambda params: AdaptedParams(reference, params, config.lora), AdaptedParams(
-        reference, off, config.lora
-    )
+
+    def adapted(params):
+        return AdaptedParams(reference, params, config.lora)
+
+    return adapted, adapted(off)
 
 
 def make_rollout(config, language, tokenizer, request_keys):
