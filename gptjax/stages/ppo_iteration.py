@@ -35,7 +35,6 @@ from gptjax.training.digest import digest
 from gptjax.training.optimizers import make_optimizer
 from gptjax.training.step import TrainState, make_train_step
 
-
 # What an iteration logs the digests of, in the order in which it is made.
 DIGESTS = tuple(
     f"digest/{made}" for made in ("rollout", "experience", "policy_gradient", "critic_gradient", "parameters")
