@@ -250,7 +250,7 @@ def test_describe_lists_every_key():
     assert "--optimizer.kind adamw|sgd = adamw its name, its limit." in shown
     assert "--optimizer.clip float|None = 1.0 its name, its limit." in shown
     assert "--weights dict[str, float] = a=1.0,b_c=2.0" in shown
-    assert len(lines) == 4 + 2 + 7
+    assert len(lines) == 4 + 2 + 3 + 7
 
 
 HEADER = "from dataclasses import replace\nfrom test_config import Experiment, Model, Optimizer\n"

@@ -30,19 +30,19 @@ from gptjax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("query", "mlp.up"))
-# Each in the fourth iteration, which is not saved yet, if nothing else is said: iterations have two passes in
-# two minibatches, so 4 of them and 8 updates; each scores twice, the first 5 times more for its self-check.
+# Each in the fifth iteration, two saves after the start, of which the first is whole. An iteration has two passes
+# in two minibatches, so 4 of them and 8 updates; each scores twice, the first 5 times more for its self-check.
 PHASES = {
-    "before the rollout": ("before rollout", 4),
-    "after the rollout": ("rollout", 4),
+    "before the rollout": ("before rollout", 5),
+    "after the rollout": ("rollout", 5),
     "in the first iteration's self-check": ("scoring", 5),
-    "between the two scorings": ("scoring", 5 + 3 * 2 + 1),
-    "before the experience": ("before experience", 4),
-    "after the experience": ("experience", 4),
-    "before the first minibatch of the second pass": ("before minibatch", 3 * 4 + 3),
-    "between the updates of policy and critic": ("update", 3 * 8 + 1),
-    "after the first minibatch of the second pass": ("update", 3 * 8 + 6),
-    "after the line of metrics": ("metrics", 4),
+    "between the two scorings": ("scoring", 5 + 4 * 2 + 1),
+    "before the experience": ("before experience", 5),
+    "after the experience": ("experience", 5),
+    "before the first minibatch of the second pass": ("before minibatch", 4 * 4 + 3),
+    "between the updates of policy and critic": ("update", 4 * 8 + 1),
+    "after the first minibatch of the second pass": ("update", 4 * 8 + 6),
+    "after the line of metrics": ("metrics", 5),
     "during a save": ("saving", 2),
     "during the handover": ("handover", 1),
 }
@@ -213,7 +213,7 @@ def test_the_adapted_policy_is_the_base_and_what_was_learnt(runs, adapted):
 
 @pytest.mark.slow
 def test_an_adapted_run_is_killed_and_replayed_to_the_same_bits(runs, adapted):
-    runs.run("adapted_killed", die=("update", 3 * 8 + 1, SIGKILL), expect=-SIGKILL, config=runs.adapted)
+    runs.run("adapted_killed", die=("update", 4 * 8 + 1, SIGKILL), expect=-SIGKILL, config=runs.adapted)
     runs.run("adapted_killed", config=runs.adapted)
     assert_same_run(adapted, runs.root / "adapted_killed")
     code, printed = runs.replay("adapted", 5)
