@@ -30,7 +30,7 @@ from gptjax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("query", "mlp.up"))
-# Each in the fifth iteration, after two saves, of which the first is whole. An iteration has two passes in two
+# Each in the fifth iteration, after two saves of which the first is whole. An iteration has two passes in two
 # minibatches, so 4 of them and 8 updates; each scores twice, the first 5 times more for its self-check.
 PHASES = {
     "before the rollout": ("before rollout", 5),
