@@ -166,6 +166,7 @@ def check_summary(config, rows: list[dict]) -> dict:
     return {"self_check": {"on": config.self_check, "passed": passed}}
 
 
+@jax.jit
 def padded_right(rollout: Rollout) -> tuple[Rollout, jax.Array]:
     """The same dialogues with all their padding on the right.
 
