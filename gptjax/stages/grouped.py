@@ -40,8 +40,8 @@ from gptjax.stages.conventions import Conventions
 from gptjax.stages.experience import make_score, reply_metrics
 from gptjax.stages.handover import check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
-from gptjax.stages.ppo import minibatch_order
 from gptjax.stages.ppo_evaluation import evaluate_policies
+from gptjax.stages.ppo_iteration import minibatch_order
 from gptjax.stages.reply_rewards import make_scorer, read_questions, share_right
 from gptjax.stages.rollout import Rollout, draw, response_log_probs
 from gptjax.stages.self_check import announce, check_due, check_first_ratio, check_summary, make_check
