@@ -1,4 +1,4 @@
-"""The console script `gptjax`: train, sweep, compare, chat, report, import, export, models, env.
+"""The console script `gptjax`: train, sweep, compare, chat, report, replay, import, export, models, env.
 
 Nothing heavy is imported before a command runs, so that `gptjax --help` answers at once.
 """
@@ -120,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first gets the report"
     )
     report.set_defaults(command=_report)
+
+    replay = commands.add_parser("replay", help="make a logged step of a PPO run again and compare its bits")
+    replay.add_argument("run", type=Path, help="the run's folder, such as runs/quickstart/ppo")
+    replay.add_argument("--step", type=int, required=True, help="as in metrics.jsonl, from 1")
+    replay.set_defaults(command=_replay)
 
     take = commands.add_parser("import", help="make a run of a GGUF file or a Hugging Face folder")
     take.add_argument("source", type=Path, help="the file or the folder")
@@ -250,6 +255,14 @@ def _report(options: argparse.Namespace) -> int:
         _check_folder(run)
     print(write_report(options.runs))
     return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from gptjax.stages.replay import replay
+
+    _check_folder(options.run)
+    use_compilation_cache()
+    return 0 if replay(options.run, options.step) else 1
 
 
 def _import(options: argparse.Namespace) -> int:

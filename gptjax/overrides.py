@@ -23,9 +23,10 @@ def override(
 ) -> typing.Any:
     """Returns the configuration with `--dotted.key value` or `--dotted.key=value` applied, all at once.
 
-    Hyphens and underscores are the same. Booleans are `true` and `false`, the absent value is `none`; lists
-    are `a,b` or JSON, mappings `name=value,name=value` or JSON. To set a key of a group that is none switches
-    the group on, with the defaults of its other keys.
+    Hyphens and underscores are the same. Booleans are `true` and `false`, and `--dotted.no-key` alone is
+    `--dotted.key false`. The absent value is `none`; lists are `a,b` or JSON, mappings
+    `name=value,name=value` or JSON. To set a key of a group that is none switches the group on, with the
+    defaults of its other keys.
 
     Args:
       config: a configclass.
@@ -37,7 +38,7 @@ def override(
       ConfigError: an unknown key, a key set twice, a value of the wrong type, or an impossible combination.
     """
     changes = {}
-    for key, text in _pairs(arguments):
+    for key, text in _pairs(config, arguments):
         path, annotation = _find(config, key, file, options)
         if text is None:
             raise ConfigError(f"key '{key}' has no value: write --{key} VALUE")
@@ -102,7 +103,7 @@ def _written(value: typing.Any) -> str:
     return str(value)
 
 
-def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
+def _pairs(config: typing.Any, arguments: list[str]) -> Iterator[tuple[str, str | None]]:
     """Keys and their texts; a key without a text comes last."""
     words = iter(arguments)
     for word in words:
@@ -111,11 +112,26 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
             raise ConfigError(f"unexpected argument '{word}': write --key value or --key=value")
         key = key.removeprefix("--")
         if not equals:
+            denied = _denied(config, key)
+            if denied:
+                yield denied, "false"
+                continue
             text = next(words, None)
             if text is None or re.match(r"--[a-zA-Z]", text):
                 yield key, None
                 return
         yield key, text
+
+
+def _denied(config: typing.Any, key: str) -> str | None:
+    """The key of the truth that `--no-KEY` sets to false; None where there is none, or a key of that name."""
+    *groups, last = key.replace("-", "_").split(".")
+    for name in groups:
+        config = _child(config, name) if is_config(config) and name in fields_of(config) else None
+    fields, truth = fields_of(config) if is_config(config) else {}, last.removeprefix("no_")
+    if last in fields or truth == last or fields.get(truth) is not bool:
+        return None
+    return ".".join([*groups, truth])
 
 
 def _find(

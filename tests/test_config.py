@@ -51,10 +51,18 @@ class Sized:
 
 
 @configclass
+class Checks:
+    self_check: bool = True
+    note: bool = True
+    no_note: bool = True
+
+
+@configclass
 class Experiment:
     optimizer: Optimizer = Optimizer()
     model: Model = Model()
     draft: Model | None = None
+    checks: Checks = Checks()
     sized: Sized | None = None
     steps: Annotated[int, Field(gt=0)] = 10
     weights: dict[str, float] = Field(default_factory=lambda: {"a": 1.0, "b_c": 2.0})
@@ -97,6 +105,14 @@ def test_override_sets_one_key(arguments, key, value):
 def test_a_key_of_a_group_that_is_none_switches_the_group_on():
     assert override(BASE, ["--draft.width", "8"]).draft == Model(width=8)
     assert BASE.draft is None, "the original must not change"
+
+
+def test_no_before_a_truth_denies_it():
+    for words in ("--checks.no-self-check", "--checks.no_self_check", "--checks.no-self-check --steps 3"):
+        assert override(BASE, words.split()).checks == Checks(self_check=False)
+    assert override(Checks(), ["--no-self-check"]) == Checks(self_check=False)
+    # A key of that very name is set, as any other.
+    assert override(Checks(), ["--no-note", "false"]) == Checks(no_note=False)
 
 
 def test_a_mapping_is_replaced_whole():
@@ -157,6 +173,16 @@ def test_keys_that_depend_on_each_other_change_together():
             "unknown key 'print-confg' in exp.py: the nearest valid option is '--print-config'",
         ),
         ("--stepps --shuffle true", "unknown key 'stepps' in exp.py: the nearest valid key is 'steps'"),
+        ("--checks.no-self-check true", "unexpected argument 'true': write --key value or --key=value"),
+        (
+            "--no-self-check",
+            "unknown key 'no-self-check' in exp.py: the nearest valid key is 'checks.self_check'",
+        ),
+        ("--no-steps 3", "unknown key 'no-steps' in exp.py: the nearest valid key is 'steps'"),
+        (
+            "--checks.no-self-check --checks.self-check true",
+            "key 'checks.self_check' in exp.py is set twice: set it once",
+        ),
         ("steps=3", "unexpected argument 'steps=3': write --key value or --key=value"),
     ],
 )
@@ -224,7 +250,7 @@ def test_describe_lists_every_key():
     assert "--optimizer.kind adamw|sgd = adamw its name, its limit." in shown
     assert "--optimizer.clip float|None = 1.0 its name, its limit." in shown
     assert "--weights dict[str, float] = a=1.0,b_c=2.0" in shown
-    assert len(lines) == 4 + 2 + 7
+    assert len(lines) == 4 + 2 + 3 + 7
 
 
 HEADER = "from dataclasses import replace\nfrom test_config import Experiment, Model, Optimizer\n"

@@ -340,7 +340,8 @@ def test_kinds_of_overrides_have_the_effect_shown():
     assert changed.pretrain.corpora == {"shakespeare": 0.9, "pydoc": 0.1} and changed.ppo.kl_target is None
     entry = override(config, ["--pretrain.corpora.pydoc=0.01"]).pretrain.corpora
     assert entry == config.pretrain.corpora | {"pydoc": 0.01}
-    assert override(config, ["--pretrain.model.tied", "false"]).pretrain.model.tied is False
+    for words in (["--pretrain.model.tied", "false"], ["--pretrain.model.no-tied"]):
+        assert override(config, words).pretrain.model.tied is False
 
 
 @pytest.mark.parametrize("page", FILES)

@@ -22,6 +22,7 @@ from gptjax.models.quantization import QuantizationConfig, QuantizedMatrix, dequ
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.stages.adapters import make_adapted_step
+from gptjax.stages.language_loss import count_tokens, make_language_loss
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import TrainState
@@ -229,7 +230,7 @@ def adapted(mesh_config):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 100, adapters.axes)
     shardings = parameter_shardings(mesh, SMALL.abstract, SMALL.axes)
     base = jax.tree.map(jax.device_put, draw(SMALL.abstract), shardings)
-    step = make_adapted_step(SMALL, EVERY, optimizer, accumulate=2)
+    step = make_adapted_step(make_language_loss(SMALL), count_tokens, EVERY, optimizer, accumulate=2)
     state = create_state(adapters, optimizer, mesh, key=jax.random.key(0))
     return state, compile_step(step, mesh, base), base
 
@@ -277,7 +278,8 @@ def test_the_base_is_an_argument_of_the_program_and_no_constant_in_it(monkeypatc
     optimizer = make_optimizer(OptimizerConfig(), 100, LoraDefinition(SMALL, EVERY).axes)
     monkeypatch.setattr("gptjax.stages.sharded.jax.jit", jit)
     mesh = make_mesh(MeshConfig())
-    compile_step(make_adapted_step(SMALL, EVERY, optimizer), mesh, base)(state, batch(), jax.random.key(0))
+    adapted_step = make_adapted_step(make_language_loss(SMALL), count_tokens, EVERY, optimizer)
+    compile_step(adapted_step, mesh, base)(state, batch(), jax.random.key(0))
     ((step, arguments),) = programs
     assert arguments[3] is base
     program = jax.make_jaxpr(step)(*arguments)

@@ -90,7 +90,8 @@ def test_temperature_mismatch(experience, score):
 
 def check(score, rollout, keys):
     scores = jnp.zeros(len(DRAWN))
-    return check_identities(lambda *given: score(*given)[0], POLICY, POLICY, rollout, scores, keys, "float32")
+    log_probs, floats = lambda *given: score(*given)[0], {"rewards": scores}
+    return check_identities(log_probs, POLICY, POLICY, rollout, floats, keys, "float32")
 
 
 KEYS = jax.random.split(jax.random.key(0), 2 * len(DRAWN)).reshape(2, -1)

@@ -1,6 +1,7 @@
 """The report: what it shows, that it loads nothing from elsewhere and that no text can break it."""
 
 import html.parser
+import json
 import re
 
 import pytest
@@ -196,3 +197,69 @@ def test_a_reward_run_shows_its_bins_and_where_it_is_right(tmp_path):
     cells = Page(text).cells
     assert cells[cells.index(EVIL) - 1 : cells.index(EVIL) + 3] == ["source", EVIL, "0.625", "8"]
     assert cells[cells.index("gap") : cells.index("gap") + 4] == ["gap", "0.5 to 1.25", "0.75", "4"]
+
+
+ALIGNED = {
+    "objective/scores": 1.0,
+    "objective/kl": 0.5,
+    "objective/kl_k2": 0.25,
+    "objective/kl_k3": 0.26,
+    "policy/clipfrac_avg": 0.125,
+    "ppo/val/var_explained": -0.5,
+    "policy/entropy_avg": 3.0,
+    "val/response_length": 12.0,
+    "val/eos_rate": 0.75,
+    "digest/rollout": 4e9,
+}
+
+
+def aligned(tmp_path, **checks):
+    folder = open_run(tmp_path / "ppo", RoadSettings())
+    writer = MetricsWriter(folder)
+    for step in (1, 2, 3):
+        first = {"objective/kl_exact": 0.375} | checks if step == 1 else {}
+        writer.write(step, {name: value * step for name, value in ALIGNED.items()} | first, "ppo")
+    writer.close()
+    said = {i: EVIL if i == 5 else f"reply {i}" for i in range(10)}
+    rows = [
+        {"prompt": f"prompt {i}", "reference": "r", "reference_tokens": 3, "reference_reward": 0.5}
+        | {"policy": said[i], "policy_tokens": 10 - i, "policy_reward": float((i - 5) ** 2) - i / 100}
+        for i in range(10)
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return write_report([folder]).read_text("utf-8")
+
+
+def test_a_run_of_ppo_shows_what_moved_and_its_best_and_worst_replies(tmp_path):
+    text = aligned(tmp_path, **{"self_check/sampler_gap": 1e-6, "self_check/batch_gap": 0.0})
+    cells = Page(text).cells
+    for about, values in {
+        "reward, mean over replies": ["1", "3", "1", "3"],
+        "KL to the reference, k1, nats per reply": ["0.5", "1.5", "0.5", "1.5"],
+        "KL, k2": ["0.25", "0.75", "0.25", "0.75"],
+        "KL, k3": ["0.26", "0.78", "0.26", "0.78"],
+        "KL, exact, on the self-check&#x27;s replies".replace("&#x27;", "'"): ["0.375"] * 4,
+        "clip fraction of the policy": ["0.125", "0.375", "0.125", "0.375"],
+        "explained variance of the critic": ["-0.5", "-1.5", "-1.5", "-0.5"],
+        "entropy, nats per token": ["3", "9", "3", "9"],
+        "length, tokens": ["12", "36", "12", "36"],
+        "share of replies that end": ["0.75", "2.25", "0.75", "2.25"],
+    }.items():
+        at = cells.index(about)
+        assert cells[at + 1 : at + 5] == values, about
+    at = cells.index("iteration")
+    assert cells[at : at + 6] == ["iteration", "sampler gap", "batch gap", "1", "1e-06", "0"]
+    best, worst = (
+        text.split(f"<h2>{title}: ppo</h2>")[1].split("<h2>")[0]
+        for title in ("Best replies", "Worst replies")
+    )
+    assert [f"reply {i}" in best for i in range(10)] == [i in (0, 1, 2, 9) for i in range(10)]
+    assert "alert(&#x27;x&#x27;)" in worst and best.index("reply 0") < best.index("reply 9")
+    assert "correlation, reference: none, all are alike; correlation, policy: 0.37" in text
+    assert (tmp_path / "ppo/figures/score_against_length_ppo.svg").exists()
+    assert "digest" not in text
+
+
+def test_an_unchecked_run_says_so(tmp_path):
+    text = aligned(tmp_path, **{"self_check/off": 1.0})
+    assert "The self-check was off: no identity was checked." in text

@@ -98,6 +98,7 @@ def test_a_tokenizer_of_another_size_is_refused(models, tmp_path, stored):
             "--finetune.lora.targets querry",
             "finetune.lora.targets: 'querry' names no linear map",
         ),
+        ("--ppo.lora.targets querry", "ppo.lora.targets: 'querry' names no linear map"),
         ("--finetune.base runs/x", "finetune.base = 'runs/x' has no effect in a road"),
         ("--reward.base runs/x", "reward.base = 'runs/x' has no effect in a road"),
         ("--ppo.policy runs/x", "ppo.policy = 'runs/x' has no effect in a road"),

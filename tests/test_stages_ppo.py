@@ -20,8 +20,20 @@ from gptjax.stages.experience import (
 )
 from gptjax.stages.language_loss import count_tokens, make_language_loss
 from gptjax.stages.ppo_iteration import minibatch_order
-from gptjax.stages.rollout import Rollout, response_log_probs, response_values, reward_scores
-from gptjax.stages.self_check import SelfCheckFailed, check_first_ratio, check_identities
+from gptjax.stages.rollout import (
+    Rollout,
+    exact_divergences,
+    response_log_probs,
+    response_values,
+    reward_scores,
+)
+from gptjax.stages.self_check import (
+    SelfCheckFailed,
+    check_due,
+    check_first_ratio,
+    check_identities,
+    padded_right,
+)
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.optimizers import make_optimizer
 from gptjax.training.step import make_train_step
@@ -58,17 +70,57 @@ def experience(case, score):
 KEYS = jax.random.split(jax.random.key(5), 2 * B).reshape(2, B)
 
 
-def check(case, rollout, log_probs, *, reference=None, keys=KEYS, dtype=jnp.float32):
+def check(case, rollout, log_probs, *, reference=None, keys=KEYS, dtype=jnp.float32, number=0):
     """The self-check of a fresh policy, with one thing replaced."""
     reference = case.policy if reference is None else reference
-    scores = jnp.arange(B).astype(dtype)
-    return check_identities(log_probs, case.policy, reference, rollout, scores, keys, "float32")
+    floats = {"rewards": jnp.arange(B).astype(dtype)}
+    return check_identities(log_probs, case.policy, reference, rollout, floats, keys, "float32", number)
 
 
-def test_self_check_passes_on_a_fresh_policy(case, rollout, log_probs):
+def test_self_check_passes_on_a_fresh_policy(case, rollout, log_probs, capsys):
     gaps = check(case, rollout, log_probs)
-    assert gaps["self_check/kl_of_equal_models"] == 0
-    assert gaps["self_check/sampler_gap"] < 1e-5
+    assert gaps.pop("self_check/kl_of_equal_models") == 0
+    assert len(gaps) == 4 and max(gaps.values()) < 1e-5
+    assert capsys.readouterr().out == "self-check passed, 8 identities hold\n"
+
+
+def test_later_the_reference_is_another_and_the_rest_must_hold(case, rollout, log_probs, capsys):
+    gaps = check(case, rollout, log_probs, reference=case.reference, number=20)
+    assert "self_check/kl_of_equal_models" not in gaps and max(gaps.values()) < 1e-5
+    assert not capsys.readouterr().out
+    with pytest.raises(SelfCheckFailed, match="iteration 21: 'rewards, values and log-probabilities are"):
+        check(case, rollout, log_probs, dtype=jnp.int32, number=20)
+    config = dataclasses.replace(CONFIG, self_check_every=20)
+    assert [number for number in range(50) if check_due(config, number)] == [0, 20, 40]
+    assert not check_due(dataclasses.replace(config, self_check=False), 0)
+
+
+def test_padded_right_is_the_same_dialogues_without_gaps(rollout):
+    right, places = padded_right(rollout)
+    assert right.prompt_mask.all() and (np.diff(right.mask, axis=1) <= 0).all()
+    for row in range(B):
+        prompt = rollout.prompt[row][rollout.prompt_mask[row]].tolist()
+        reply = rollout.response[row][rollout.mask[row] > 0].tolist()
+        said = right.response[row][right.mask[row] > 0].tolist()
+        assert right.prompt[row].tolist() + said == prompt + reply
+        assert right.response[row][places[row, : len(reply)]].tolist() == reply
+
+
+def test_exact_kl_is_the_mean_of_what_samples_estimate(case, rollout, score):
+    """In every state the k1 of a token, weighted by the token's probability, over the whole vocabulary."""
+    V, T, temperature = case.language.config.vocab_size, rollout.mask.shape[1], CONFIG.sampling.temperature
+    expected = np.zeros((B, T))
+    for token in range(V):
+        other = dataclasses.replace(rollout, response=jnp.full_like(rollout.response, token))
+        # Only the first slot: after it the state is another.
+        ours, theirs = (np.asarray(score(p, other)[0], float) for p in (case.policy, case.reference))
+        expected[:, 0] += np.exp(ours[:, 0]) * (ours[:, 0] - theirs[:, 0])
+    first = dataclasses.replace(rollout, mask=rollout.mask.at[:, 1:].set(0.0))
+    models = case.language, case.policy, case.reference
+    exact = exact_divergences(*models, first, temperature)
+    np.testing.assert_allclose(exact, expected[:, 0], rtol=1e-4, atol=1e-6)
+    whole = exact_divergences(*models, rollout, temperature)
+    assert (whole >= exact).all() and (whole > exact).any()
 
 
 def without_a_token(rollout):
@@ -104,7 +156,10 @@ BROKEN = {
         dataclasses.replace(r, sampler_log_probs=f(c.policy, r) * B),
         lambda params, rollout: f(params, rollout) * len(rollout.mask),
     ),
-    "rewards are float32": lambda c, r, f: check(c, r, f, dtype=jnp.int32),
+    "right padding changes nothing": lambda c, r, f: check(
+        c, r, lambda params, rollout: f(params, rollout) + (rollout.prompt.shape[1] == 1)
+    ),
+    "rewards, values and log-probabilities are float32": lambda c, r, f: check(c, r, f, dtype=jnp.int32),
     "each request of each iteration has its own key": lambda c, r, f: check(
         c, r, f, keys=jnp.stack([KEYS[0], KEYS[0]])
     ),

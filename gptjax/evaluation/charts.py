@@ -85,6 +85,20 @@ def reward_against_kl(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str
     return _svg(figure)
 
 
+def score_against_length(points: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Score of each reply against its length, `(tokens, score)`; a colour a model."""
+    figure = _figure(4.8, 3.6)
+    axes = figure.add_subplot()
+    for colour, (label, pairs) in zip(_COLOURS, points.items(), strict=False):
+        lengths, scores = zip(*pairs, strict=True)
+        axes.scatter(lengths, scores, s=14, color=colour, alpha=0.5, linewidths=0, label=label)
+    axes.set_xlabel("tokens of the reply", fontsize=9)
+    axes.set_ylabel("reward model's score", fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
+    _plain(axes)
+    return _svg(figure)
+
+
 def write_comparison(
     path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], tuple[float, float]]]]
 ) -> None:

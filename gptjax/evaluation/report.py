@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gptjax.evaluation import charts
+from gptjax.evaluation.alignment import alignment
 from gptjax.evaluation.document import (
     Block,
     Heading,
@@ -17,6 +18,7 @@ from gptjax.evaluation.document import (
     write_markdown,
 )
 from gptjax.evaluation.results import Run, read_run
+from gptjax.training.metrics import DIGEST
 
 _TRANSCRIPTS = 10
 _FAMILIES = ("loss", "bits_per_byte", "accuracy", "heldout")
@@ -54,6 +56,7 @@ def _blocks(runs: Sequence[Run]) -> Iterator[Block]:
         header, rows = _figure_rows([run.results for run in runs], ["value"] if len(runs) == 1 else names)
         yield Table(header, rows, numeric=frozenset(range(1, header.index("bar"))))
     yield from _curves(runs, names)
+    yield from alignment(first)
     yield from _reward_model(first)
     lines = {
         name: run.results["reward_vs_kl"]
@@ -181,7 +184,8 @@ def _series(rows: Sequence[Mapping]) -> dict[str, list[tuple[float, float]]]:
     series: dict[str, list] = {}
     for row in rows:
         for metric, value in row.items():
-            if metric not in ("step", "stage", "time", "elapsed") and math.isfinite(value):
+            hidden = metric in ("step", "stage", "time", "elapsed") or metric.startswith(DIGEST)
+            if not hidden and math.isfinite(value):
                 series.setdefault(metric, []).append((row["step"], value))
     return series
 

@@ -20,6 +20,7 @@ class Run:
       results: `results.json`; empty for a run of one stage.
       metrics: stage -> rows of its `metrics.jsonl`.
       done: stage -> its summary; a stage that has not finished is absent.
+      replies: stage -> rows of its `samples.jsonl`, of stages whose replies were scored.
       environment: facts of the latest start, from `environment.txt`.
     """
 
@@ -27,6 +28,7 @@ class Run:
     results: dict
     metrics: dict[str, list[dict]]
     done: dict[str, dict]
+    replies: dict[str, list[dict]]
     environment: dict[str, str]
 
 
@@ -49,12 +51,20 @@ def read_run(folder: Path) -> Run:
         results=_read_json(results) if results.exists() else {},
         metrics={name: read_metrics(stages[name] / "metrics.jsonl") for name in order},
         done={name: _read_json(path) for name, path in done.items() if path.exists()},
+        replies={name: rows for name in order if (rows := _scored_replies(stages[name] / "samples.jsonl"))},
         environment=_latest_environment(folder / "environment.txt"),
     )
 
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text("utf-8"))
+
+
+def _scored_replies(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [row for row in rows if "policy_reward" in row]
 
 
 def _latest_environment(path: Path) -> dict[str, str]:

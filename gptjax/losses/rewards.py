@@ -46,6 +46,32 @@ def kl_estimate(log_ratio: jax.Array, kind: str) -> jax.Array:
     raise ValueError(f"KL estimator {kind!r} is unknown; choose k1, k2 or k3.")
 
 
+def exact_kl(logits: jax.Array, ref_logits: jax.Array, temperature: jax.Array | float = 1.0) -> jax.Array:
+    """KL(policy, reference) of the next token, from both distributions whole.
+
+    ``sum_v p_v (log p_v - log q_v)``, ``p = softmax(logits / T)``, ``q = softmax(ref_logits / T)``
+
+    Its mean over the states that the policy visits is what `kl_estimate` estimates.
+
+    Args:
+        logits, ref_logits: [..., V], any floating dtype; minus infinity is a token that cannot be drawn.
+        temperature: T.
+
+    Returns:
+        [...] float32, nats, at least 0 up to rounding; infinite where the reference lacks a token.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> p, q = jnp.log(jnp.array([0.75, 0.25])), jnp.log(jnp.array([0.5, 0.5]))
+        >>> round(float(exact_kl(p, q)), 4)
+        0.1308
+    """
+    log_p, log_q = (
+        jax.nn.log_softmax(as_float(given) / temperature, axis=-1) for given in (logits, ref_logits)
+    )
+    return jnp.sum(jnp.exp(log_p) * jnp.where(jnp.isneginf(log_p), 0, log_p - log_q), axis=-1)
+
+
 def eos_penalty(scores_B: jax.Array, has_eos_B: jax.Array, *, kind: str, penalty: float) -> jax.Array:
     """Punishes the responses that never ended.
 

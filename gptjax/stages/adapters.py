@@ -6,39 +6,58 @@ compiled program.
 
 import json
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
 
 from gptjax.config import ConfigError, from_json, to_json
-from gptjax.models.functional import ModelDefinition, Params
+from gptjax.models.functional import Params
 from gptjax.models.lora import LoraConfig, LoraDefinition, merge
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.stages.handover import TrainedModel
-from gptjax.stages.language_loss import count_tokens, make_language_loss
 from gptjax.training.checkpoint import load_tree, save_tree
 from gptjax.training.step import make_train_step
 
 
-def make_adapted_step(definition: ModelDefinition, lora: LoraConfig, optimizer, *, accumulate: int = 1):
+@partial(jax.tree_util.register_dataclass, data_fields=("base", "adapters"), meta_fields=("lora",))
+@dataclass(frozen=True)
+class AdaptedParams:
+    """Parameters of a model in two parts, for programs that take both and merge them inside.
+
+    Attributes:
+        base: the frozen parameters, shared by all who adapt them.
+        adapters: what is added.
+        lora: how.
+    """
+
+    base: Params
+    adapters: Params
+    lora: LoraConfig
+
+
+def whole(params: Params | AdaptedParams) -> Params:
+    """The parameters a model is called with. Pure: the merged maps live as long as the program needs them."""
+    return merge(params.base, params.adapters, params.lora) if isinstance(params, AdaptedParams) else params
+
+
+def make_adapted_step(loss_fn, count_fn, lora: LoraConfig, optimizer, **choices):
     """`step(state, batch, key, base) -> (state, metrics)`: a train step whose parameters are the adapters.
 
     Args:
-        definition: the language model.
+        loss_fn, count_fn: of the whole model, as in `make_train_step`.
         lora: which of its maps are adapted.
         optimizer: from `make_optimizer` with the adapters' axes.
-        accumulate: micro-batches per update.
+        choices: further ones of `make_train_step`.
     """
-    loss_fn = make_language_loss(definition)
 
     def step(state, batch, key, base):
         def adapted_loss(adapters, batch, total, key):
             return loss_fn(merge(base, adapters, lora), batch, total, key)
 
-        train_step = make_train_step(adapted_loss, count_tokens, optimizer, accumulate=accumulate)
-        return train_step(state, batch, key)
+        return make_train_step(adapted_loss, count_fn, optimizer, **choices)(state, batch, key)
 
     return step
 

@@ -15,9 +15,11 @@ from gptjax.losses.rewards import (
     empty_responses,
     eos_penalty,
     generalized_advantages,
+    kl_estimate,
     token_rewards,
     with_slot_after,
 )
+from gptjax.stages.adapters import whole
 from gptjax.stages.language_loss import count_tokens, make_language_loss
 from gptjax.stages.rollout import Rollout, cut_replies, response_log_probs, response_values, reward_scores
 
@@ -42,7 +44,26 @@ class Experience:
 
 def make_score(config, language):
     """Jitted `score(params, rollout)`: `response_log_probs` at the sampling temperature."""
-    return jax.jit(partial(response_log_probs, language, temperature=config.sampling.temperature))
+    return jax.jit(lambda p, r: response_log_probs(language, whole(p), r, config.sampling.temperature))
+
+
+def reply_metrics(rollout: Rollout, log_probs, ref_log_probs, entropies, ended) -> dict[str, jax.Array]:
+    """What is watched of replies before they are learnt from; `ended`, bool `[B]`, says which have ended."""
+    mask = rollout.mask
+    log_ratio = (log_probs - ref_log_probs) * mask
+    kl = {kind: kl_estimate(log_ratio, kind).sum(1).mean() for kind in ("k1", "k2", "k3")}
+    return {
+        "objective/kl": kl["k1"],
+        "objective/kl_k2": kl["k2"],
+        "objective/kl_k3": kl["k3"],
+        "objective/entropy": (entropies * mask).sum(1).mean(),
+        "policy/entropy_avg": masked_mean(entropies, mask),
+        "val/num_eos_tokens": ended.sum().astype(jnp.float32),
+        "val/eos_rate": ended.mean(),
+        "val/response_length": mask.sum(1).mean(),
+        "val/empty_responses": empty_responses(mask).astype(jnp.float32),
+        "val/sampler_gap": jnp.abs((log_probs - rollout.sampler_log_probs) * mask).max(),
+    }
 
 
 def credit(config, rewards, values, mask, value_mask):
@@ -88,20 +109,12 @@ def make_experience(config, score, scalar, cut_ids: tuple[int, ...] = ()):
             score_at=choices.score_at,
         )
         advantages, returns = credit(config, rewards, values, mask, value_mask)
-        kl_B = ((log_probs - ref_log_probs) * mask).sum(1)
-        metrics = {
-            "objective/kl": kl_B.mean(),
-            "objective/entropy": (entropies * mask).sum(1).mean(),
+        metrics = reply_metrics(rollout, log_probs, ref_log_probs, entropies, read.ended) | {
             "objective/scores": scores.mean(),
             "objective/raw_scores": raw_scores.mean(),
             "objective/non_score_reward": rewards.sum(1).mean() - scores.mean(),
             "objective/rlhf_reward": rewards.sum(1).mean(),
             "objective/kl_coef": kl_coef,
-            "policy/entropy_avg": masked_mean(entropies, mask),
-            "val/num_eos_tokens": read.ended.sum().astype(jnp.float32),
-            "val/response_length": mask.sum(1).mean(),
-            "val/empty_responses": empty_responses(mask).astype(jnp.float32),
-            "val/sampler_gap": jnp.abs((log_probs - rollout.sampler_log_probs) * mask).max(),
             "ppo/val/var_explained": explained_variance(values, returns, value_mask),
         }
         return Experience(rollout, log_probs, values, value_mask, rewards, advantages, returns), metrics

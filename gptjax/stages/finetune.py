@@ -83,15 +83,15 @@ class FinetuneConfig:
 def start_training(config, base, definition: ModelDefinition, adapters: LoraDefinition | None, mesh):
     """(state before the first update, compiled step): of all parameters, or of the adapters alone."""
     optimizer = make_optimizer(config.optimizer, config.steps, (adapters or definition).axes)
+    loss = make_language_loss(definition)
     if adapters is None:
         state = create_state(definition, optimizer, mesh, params=base.params)
-        loss = make_language_loss(definition)
         step = make_train_step(loss, count_tokens, optimizer, accumulate=config.accumulate)
         return state, compile_step(step, mesh)
     counts = f"{adapters.parameter_count:,} of {definition.parameter_count:,}"
     print(f"finetune: adapters are trained, {counts} parameters; the base is frozen", flush=True)
     state = create_state(adapters, optimizer, mesh, key=stage_key(config.seed, "lora"))
-    step = make_adapted_step(definition, config.lora, optimizer, accumulate=config.accumulate)
+    step = make_adapted_step(loss, count_tokens, config.lora, optimizer, accumulate=config.accumulate)
     return state, compile_step(step, mesh, base.params)
 
 

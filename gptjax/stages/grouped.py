@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,23 +29,22 @@ from gptjax.losses.group_advantages import (
     leave_one_out_advantages,
     reply_weights,
 )
-from gptjax.losses.masked import masked_mean
 from gptjax.losses.ppo import policy_loss, ratio_variance
-from gptjax.losses.rewards import empty_responses, eos_penalty
+from gptjax.losses.rewards import eos_penalty
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
 from gptjax.ranges import Count, NonNegative, Positive, Seed, Weights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.conventions import Conventions
-from gptjax.stages.experience import make_score
+from gptjax.stages.experience import make_score, reply_metrics
 from gptjax.stages.handover import check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo_evaluation import evaluate_policies
 from gptjax.stages.ppo_iteration import minibatch_order
 from gptjax.stages.reply_rewards import make_scorer, read_questions, share_right
 from gptjax.stages.rollout import Rollout, draw, response_log_probs
-from gptjax.stages.self_check import check_first_ratio, check_identities
+from gptjax.stages.self_check import announce, check_due, check_first_ratio, check_summary, make_check
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
@@ -69,6 +69,7 @@ class GroupedConfig:
         sampling, prompt_length, iterations, batch_size, epochs, minibatches, accumulate, clip: as in PPO.
         corpora, text_length: with a reward model, text whose held-out part is measured at the end; the
             weights are not used.
+        self_check, self_check_every: as in PPO.
         optimizer, mesh, save_every, eval_prompts, eval_bytes, seed: as in PPO.
     """
 
@@ -89,6 +90,8 @@ class GroupedConfig:
     clip: Positive = 0.2
     corpora: Weights = Field(default_factory=dict)
     text_length: Count = 128
+    self_check: bool = True
+    self_check_every: Count = 10
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     save_every: Count = 10
@@ -144,19 +147,12 @@ def make_experience(config: GroupedConfig):
         kl_B = ((log_probs - ref_log_probs) * mask).sum(1)
         rewards = scores - config.kl_coef * kl_B
         scores_GxK = scores.reshape(-1, config.group_size)
-        metrics = {
-            "objective/kl": kl_B.mean(),
-            "objective/entropy": (entropies * mask).sum(1).mean(),
+        metrics = reply_metrics(rollout, log_probs, ref_log_probs, entropies, rollout.ended) | {
             "objective/scores": scores.mean(),
             "objective/raw_scores": raw_scores.mean(),
             "objective/non_score_reward": -config.kl_coef * kl_B.mean(),
             "objective/rlhf_reward": rewards.mean(),
-            "policy/entropy_avg": masked_mean(entropies, mask),
             "val/equal_groups": (scores_GxK.max(1) == scores_GxK.min(1)).mean(),
-            "val/num_eos_tokens": rollout.ended.sum().astype(jnp.float32),
-            "val/response_length": mask.sum(1).mean(),
-            "val/empty_responses": empty_responses(mask).astype(jnp.float32),
-            "val/sampler_gap": jnp.abs((log_probs - rollout.sampler_log_probs) * mask).max(),
         }
         weights = reply_weights(mask, aggregate="mean" if config.estimator == "grpo" else "sum")
         batch = {"rollout": rollout, "old_log_probs": log_probs, "weights": weights}
@@ -200,6 +196,7 @@ def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_
         return draw(language, params, tokens, mask, request_keys(key, step), config.sampling, *ends)
 
     score, experience = make_score(config, language), make_experience(config)
+    check = make_check(config, language, score)
     take = jax.jit(lambda tree, index: jax.tree.map(lambda x: x[index], tree))
     loss = make_grouped_loss(config, language)
     update = compile_step(make_train_step(loss, count_totals, optimizer, accumulate=config.accumulate), mesh)
@@ -213,17 +210,15 @@ def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_
             # One program scores both: the KL of a policy to itself is exactly 0.
             ref_log_probs, _ = score(reference, rollout)
             made, metrics = experience(rollout, scores, *score(policy.params, rollout), ref_log_probs)
-            if number == 0:
-                keys = jnp.stack([request_keys(rollout_key, i) for i in (0, 1)])
-                metrics |= check_identities(
-                    lambda *given: score(*given)[0], policy.params, reference, rollout, scores, keys, dtype
-                )
+            floats = {"rewards": scores} | {name: made[name] for name in ("advantages", "old_log_probs")}
+            keys = partial(request_keys, rollout_key)
+            metrics |= check(policy.params, reference, rollout, floats, keys, number)
         parts = []
         for index in minibatch_order(config, number):
             policy, update_metrics = update(policy, take(made, index), policy_key)
             parts.append(update_metrics)
-            if number == 0 and len(parts) == 1:
-                metrics |= check_first_ratio(update_metrics, dtype)
+            if check_due(config, number) and len(parts) == 1:
+                metrics |= check_first_ratio(update_metrics, dtype, number)
         updates = {name: jnp.stack([part[name] for part in parts]).mean() for name in parts[0]}
         updates["skipped"] = jnp.stack([part["skipped"] for part in parts]).max()
         updates["val/ratio_var"] = ratio_variance(updates["val/ratio"], updates.pop("val/ratio_spread"))
@@ -241,6 +236,7 @@ def run(config: GroupedConfig, folder: Path, may_change: Iterable[str] = ()) -> 
     if stage_done(folder):
         print(f"grouped: already done in {folder}")
         return
+    announce(config, "grouped")
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
     base = load_model(config.policy, mesh, "language")
     reward = None if config.reward == "answers" else load_model(config.reward, mesh, "scalar")
@@ -288,6 +284,7 @@ def run(config: GroupedConfig, folder: Path, may_change: Iterable[str] = ()) -> 
     else:
         figures = evaluate_policies(config, base, reward, final, folder, config.text_length, Conventions())
     save_model(folder, "language", language.config, final, base.tokenizer)
-    lengths = [row["val/response_length"] for row in read_metrics(folder / "metrics.jsonl")]
-    summary = {"seconds": time.monotonic() - started, "tokens": round(sum(lengths) * config.batch_size)}
-    mark_done(folder, summary | {"heldout": figures})
+    rows = read_metrics(folder / "metrics.jsonl")
+    tokens = round(sum(row["val/response_length"] for row in rows) * config.batch_size)
+    cost = {"seconds": time.monotonic() - started, "tokens": tokens}
+    mark_done(folder, cost | {"heldout": figures} | check_summary(config, rows))

@@ -2,12 +2,13 @@
 
 One iteration (`ppo_iteration`): draw replies, score them, estimate advantages, update policy and critic in
 minibatches. With `ptx_coef` the gradient of the language-model loss on pretraining text is added in the same
-step. Read top to bottom: configuration, the critic's start, run.
+step. Read top to bottom: configuration, the critic's start, what an iteration needs, run.
 """
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,15 +21,18 @@ from gptjax.errors import require
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
+from gptjax.models.lora import LoraConfig
 from gptjax.ranges import BelowOne, Count, Fraction, Natural, NonNegative, Positive, Seed, Weights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, replicated
+from gptjax.stages.adapters import merged, save_adapters
 from gptjax.stages.conventions import Conventions
 from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo_data import ppo_lengths, prompt_rows, ptx_rows, read_prompts
 from gptjax.stages.ppo_evaluation import compare_policies, make_evaluation
-from gptjax.stages.ppo_iteration import PpoState, make_iteration, make_optimizers
+from gptjax.stages.ppo_iteration import PpoState, make_iteration, make_optimizers, trained_part
+from gptjax.stages.self_check import announce, check_summary
 from gptjax.stages.sharded import create_state
 from gptjax.stages.tracking import TrackingConfig, tracked, with_chat_test
 from gptjax.training.loop import LoopSettings, run_loop
@@ -66,6 +70,10 @@ class PpoConfig:
             prompts never ask for is not forgotten; the weights are on the scale of `corpora`.
         rewordings: noisy copies of each of these dialogues, as in fine-tuning.
         ema_decay: of the averaged policy, which is what is kept; 0 keeps the last one.
+        lora: train low-rank adapters of the policy alone, see `LoraConfig`; the reference is the same base
+            without them, held once. None trains every parameter of a copy.
+        self_check: stop where an identity does not hold that every correct run has.
+        self_check_every: iterations between two checks; the first is always checked.
         optimizer, value_optimizer, mesh, save_every, seed: as elsewhere.
         eval_prompts: held-out prompts answered at the end.
         eval_bytes: held-out text per source measured at the end.
@@ -102,6 +110,9 @@ class PpoConfig:
     dialogues: Weights = Field(default_factory=dict)
     rewordings: Natural = 0
     ema_decay: BelowOne = 0.992
+    lora: LoraConfig | None = None
+    self_check: bool = True
+    self_check_every: Count = 10
     optimizer: OptimizerConfig = OptimizerConfig()
     value_optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -154,6 +165,68 @@ def judge_folders(config: PpoConfig) -> dict[str, str]:
     return {"reward": config.reward} | ({"gold": gold} if gold else {})
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the iterations of a run need, made of its configuration alone.
+
+    Attributes:
+        base: the policy that was handed over, which is the reference.
+        judges: "reward" and, where the run is tracked with one, "gold" -> reward model.
+        language: the policy's definition.
+        start: the state before the first iteration.
+        iteration, batch_at, key: see `run_loop`.
+        identity: of the run's checkpoints.
+    """
+
+    base: TrainedModel
+    judges: dict[str, TrainedModel]
+    language: ModelDefinition
+    start: PpoState
+    iteration: Callable
+    batch_at: Callable
+    key: jax.Array
+    identity: dict[str, str]
+
+
+def prepare(config: PpoConfig, mesh: jax.sharding.Mesh) -> Prepared:
+    """Models, prompts, text, start and iteration of a run."""
+    base, folders = load_model(config.policy, mesh, "language"), judge_folders(config)
+    judges = {name: load_model(folders[name], mesh, "scalar") for name in folders}
+    reward, digests = judges["reward"], {name: judge.digest for name, judge in judges.items()}
+    check_fit(ppo_lengths(config), {config.policy: base} | {folders[name]: judges[name] for name in folders})
+    # Without dropout: with it the ratio of the first pass would not be 1.
+    language = ModelDefinition(LanguageModel, dataclasses.replace(base.definition.config, dropout=0.0))
+    trained, tokenizer, scalar = trained_part(config, language), base.tokenizer, reward.definition
+    prompts = prompt_rows(read_prompts(config.prompts, "train", config.seed), tokenizer, config)
+    texts = ptx_rows(config, tokenizer) if config.ptx_coef else None
+
+    policy_optimizer, value_optimizer = make_optimizers(config, trained, scalar)
+    if config.lora is None:
+        policy = create_state(language, policy_optimizer, mesh, params=base.params)
+    else:
+        counts = f"{trained.parameter_count:,} of {language.parameter_count:,}"
+        print(f"ppo: adapters are trained, {counts} parameters; the base is the reference", flush=True)
+        policy = create_state(trained, policy_optimizer, mesh, key=stage_key(config.seed, "lora"))
+    start = PpoState(
+        step=jnp.zeros((), jnp.int32),
+        policy=policy,
+        critic=create_state(scalar, value_optimizer, mesh, params=initial_critic(config, base, reward)),
+        ema=jax.tree.map(jnp.copy, policy.params),
+        # Laid out as the updated one will be, or the programs that take it are compiled twice.
+        kl_coef=jax.device_put(jnp.float32(config.kl_coef), replicated(mesh)),
+    )
+    return Prepared(
+        base,
+        judges,
+        language,
+        start,
+        make_iteration(config, tokenizer, language, scalar, base.params, reward.params, texts, mesh),
+        lambda number: place(prompts(number), mesh),
+        stage_key(config.seed, "ppo"),
+        {"tokenizer": tokenizer.hash, "policy": base.digest, **digests},
+    )
+
+
 def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
     """Aligns the policy with the reward model and leaves it in `folder`.
 
@@ -164,42 +237,20 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
         print(f"ppo: already done in {folder}")
         return
     require("vaderSentiment")
+    announce(config, "ppo")
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
-    base, folders = load_model(config.policy, mesh, "language"), judge_folders(config)
-    judges = {name: load_model(folders[name], mesh, "scalar") for name in folders}
-    reward, digests = judges["reward"], {name: judge.digest for name, judge in judges.items()}
-    check_fit(ppo_lengths(config), {config.policy: base} | {folders[name]: judges[name] for name in folders})
-    # Without dropout: with it the ratio of the first pass would not be 1.
-    language = ModelDefinition(LanguageModel, dataclasses.replace(base.definition.config, dropout=0.0))
-    tokenizer, scalar = base.tokenizer, reward.definition
-    prompts = prompt_rows(read_prompts(config.prompts, "train", config.seed), tokenizer, config)
-    texts = ptx_rows(config, tokenizer) if config.ptx_coef else None
-    evaluation = make_evaluation(config, base, judges, config.ptx_length, config.conventions)
+    ready = prepare(config, mesh)
+    base = ready.base
+    evaluation = make_evaluation(config, base, ready.judges, config.ptx_length, config.conventions)
     if config.tracking is not None:
         evaluation = with_chat_test(evaluation, base, config.tracking)
-
-    policy_optimizer, value_optimizer = make_optimizers(config, language, scalar)
-    policy = create_state(language, policy_optimizer, mesh, params=base.params)
-    state = PpoState(
-        step=jnp.zeros((), jnp.int32),
-        policy=policy,
-        critic=create_state(scalar, value_optimizer, mesh, params=initial_critic(config, base, reward)),
-        ema=jax.tree.map(jnp.copy, policy.params),
-        # Laid out as the updated one will be, or the programs that take it are compiled twice.
-        kl_coef=jax.device_put(jnp.float32(config.kl_coef), replicated(mesh)),
-    )
-    iteration = make_iteration(config, tokenizer, language, scalar, base.params, reward.params, texts, mesh)
-
-    def batch_at(number):
-        return place(prompts(number), mesh)
-
     settings = LoopSettings(
         stage="ppo",
         folder=folder,
         steps=config.iterations,
         save_every=config.save_every,
         eval_every=config.tracking.every if config.tracking else 0,
-        identity={"tokenizer": tokenizer.hash, "policy": base.digest, **digests},
+        identity=ready.identity,
         tokens_per_step=config.batch_size * config.sampling.max_new_tokens,
         flops_per_token=None,  # most of the work is not training: sampling, and four models that read
         devices=config.mesh.size,
@@ -207,17 +258,20 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
     )
 
     def kept(state: PpoState):
-        return state.ema if config.ema_decay else state.policy.params
+        found = state.ema if config.ema_decay else state.policy.params
+        return found if config.lora is None else merged(base.params, found, config.lora)
 
     def measure(state: PpoState):
         return tracked(evaluation, kept(state))
 
-    state = run_loop(state, iteration, batch_at, stage_key(config.seed, "ppo"), settings, measure)
+    state = run_loop(ready.start, ready.iteration, ready.batch_at, ready.key, settings, measure)
 
+    if config.lora is not None:
+        save_adapters(folder, config.lora, state.ema if config.ema_decay else state.policy.params, base)
     final = kept(state)
     figures = compare_policies(evaluation, base, final, folder)
-    save_model(folder, "language", language.config, final, tokenizer)
-    seconds = time.monotonic() - started
-    lengths = [row["val/response_length"] for row in read_metrics(folder / "metrics.jsonl")]
-    tokens = round(sum(lengths) * config.batch_size)
-    mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})
+    save_model(folder, "language", ready.language.config, final, base.tokenizer)
+    seconds, rows = time.monotonic() - started, read_metrics(folder / "metrics.jsonl")
+    tokens = round(sum(row["val/response_length"] for row in rows) * config.batch_size)
+    cost = {"seconds": seconds, "tokens": tokens}
+    mark_done(folder, cost | {"heldout": figures} | check_summary(config, rows))

@@ -15,13 +15,24 @@ from gptjax.data.quality import BadRows
 from gptjax.evaluation.judge import distinct_n, lexicon_scores
 from gptjax.evaluation.perplexity import first_bytes, heldout_rows, mean_loss
 from gptjax.generation.decode import left_pad
+from gptjax.losses.rewards import kl_estimate
 from gptjax.models.functional import Params
 from gptjax.stages.conventions import Conventions, cut_ids
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import make_sum_loss
 from gptjax.stages.ppo_data import encode_prompts, read_prompts
-from gptjax.stages.rollout import Rollout, cut_replies, draw, response_log_probs, reward_scores
+from gptjax.stages.rollout import (
+    Rollout,
+    cut_replies,
+    draw,
+    exact_divergences,
+    response_log_probs,
+    reward_scores,
+)
+
+# Of a policy to the reference, in nats per reply: the estimates k1, k2, k3, and the exact one.
+DIVERGENCES = ("kl", "kl_k2", "kl_k3", "kl_exact")
 
 
 @dataclass(frozen=True)
@@ -30,11 +41,12 @@ class Evaluation:
 
     Attributes:
         prompts: ids of the held-out prompts.
-        measure: `params -> (figures, replies)`; the figures are those of `make_evaluation`.
+        measure: `params -> (figures, columns)`; the figures are those of `make_evaluation`, the columns what
+            is known of every reply: "" its text, "_tokens" their number, "_JUDGE" a judge's score.
     """
 
     prompts: list[list[int]]
-    measure: Callable[[Params], tuple[dict[str, float], list[str]]]
+    measure: Callable[[Params], tuple[dict[str, float], dict[str, list]]]
 
 
 def make_evaluation(
@@ -47,8 +59,7 @@ def make_evaluation(
     """How a policy of the reference's shape is measured on held-out prompts and text.
 
     Its figures: `lexicon`, the mean score of every judge under the judge's name, `distinct_2`, `ended` (share
-    of the replies), `text_loss` where the configuration has corpora, and `kl` to the reference, k1, in nats
-    per reply.
+    of the replies), `text_loss` where the configuration has corpora, and DIVERGENCES.
 
     Args:
         config: prompts, sampling, prompt_length, eval_prompts, corpora, eval_bytes and seed.
@@ -71,14 +82,22 @@ def make_evaluation(
         rollout = draw(language, policy, tokens, mask, keys, config.sampling, end, pad)
         read = cut_replies(rollout, cuts, conventions.cut_after) if cuts else rollout
         scores = {name: reward_scores(judges[name].definition, judging[name], read) for name in judges}
-        return rollout, read, {name: score.mean() for name, score in scores.items()}
+        return rollout, read, scores
 
     @jax.jit
-    def divergence(policy, reference, rollout: Rollout):
-        ours, theirs = (
-            response_log_probs(language, params, rollout, temperature)[0] for params in (policy, reference)
+    def divergences(policy, reference, rollout: Rollout):
+        ours, theirs = (response_log_probs(language, p, rollout, temperature)[0] for p in (policy, reference))
+        log_ratio = (ours - theirs) * rollout.mask
+        kinds = {f"kl_{kind}": kl_estimate(log_ratio, kind).sum(1).mean() for kind in ("k2", "k3")}
+        # A few rows at a time: whole distributions of both models are held for each.
+        exact = jax.lax.map(
+            lambda row: exact_divergences(
+                language, policy, reference, jax.tree.map(lambda x: x[None], row), temperature
+            )[0],
+            rollout,
+            batch_size=8,
         )
-        return ((ours - theirs) * rollout.mask).sum(1).mean()
+        return {"kl": log_ratio.sum(1).mean()} | kinds | {"kl_exact": exact.mean()}
 
     judging = {name: judge.params for name, judge in judges.items()}
     text_loss = held_out_text_loss(config, base, text_length)
@@ -88,13 +107,15 @@ def make_evaluation(
         replies = texts_of(read, tokenizer)
         figures = {
             "lexicon": float(np.mean(lexicon_scores(replies))),
-            **{name: float(score) for name, score in scores.items()},
+            **{name: float(score.mean()) for name, score in scores.items()},
             "distinct_2": distinct_n(replies),
             "ended": float(jnp.mean(read.ended)),
             **text_loss(params),
-            "kl": float(divergence(params, base.params, rollout)),
+            **{name: float(kl) for name, kl in divergences(params, base.params, rollout).items()},
         }
-        return figures, replies
+        columns = {"": replies, "_tokens": np.asarray(read.mask).sum(1).astype(int).tolist()}
+        columns |= {f"_{name}": np.asarray(score).tolist() for name, score in scores.items()}
+        return figures, columns
 
     return Evaluation(prompts, measure)
 
@@ -102,22 +123,23 @@ def make_evaluation(
 def compare_policies(evaluation: Evaluation, base: TrainedModel, params, folder: Path) -> dict:
     """Reference and policy on the same held-out prompts, with the same keys.
 
-    Writes every reply to `samples.jsonl`.
+    Writes every reply, its tokens and its scores to `samples.jsonl`.
 
     Returns:
-        the figures of "reference" and "policy", and "kl" of the policy to the reference.
+        the figures of "reference" and "policy", and the DIVERGENCES of the policy.
     """
-    figures, replies, divergence = {}, {}, 0.0
+    figures, distances = {}, {}
+    samples = [{"prompt": base.tokenizer.decode(ids)} for ids in evaluation.prompts]
     for name, policy in (("reference", base.params), ("policy", params)):
-        figures[name], replies[name] = evaluation.measure(policy)
-        divergence = figures[name].pop("kl")
+        figures[name], columns = evaluation.measure(policy)
+        distances = {kind: figures[name].pop(kind) for kind in DIVERGENCES}
+        for i, row in enumerate(samples):
+            row.update({name + kind: values[i] for kind, values in columns.items()})
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
-        for i, ids in enumerate(evaluation.prompts):
-            row = {"prompt": base.tokenizer.decode(ids)} | {name: replies[name][i] for name in replies}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
     for name in ("reference", "policy"):
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
-    return figures | {"kl": divergence}
+    return figures | distances
 
 
 def evaluate_policies(

@@ -6,6 +6,7 @@ Legend: B prompts of an iteration, T response slots.
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,10 @@ import numpy as np
 
 from gptjax.losses.ppo import ratio_variance
 from gptjax.losses.rewards import update_kl_coefficient
+from gptjax.models.lora import LoraDefinition
 from gptjax.sharding.mesh import place
+from gptjax.sharding.rules import parameter_shardings
+from gptjax.stages.adapters import AdaptedParams, make_adapted_step, whole
 from gptjax.stages.conventions import cut_ids
 from gptjax.stages.experience import (
     count_totals,
@@ -24,11 +28,18 @@ from gptjax.stages.experience import (
     make_take,
     make_value_loss,
 )
-from gptjax.stages.rollout import draw, reward_scores
-from gptjax.stages.self_check import check_first_ratio, check_identities
+from gptjax.stages.rollout import draw
+from gptjax.stages.self_check import check_due, check_first_ratio, make_check
 from gptjax.stages.sharded import compile_step
+from gptjax.training.digest import digest
 from gptjax.training.optimizers import make_optimizer
 from gptjax.training.step import TrainState, make_train_step
+
+# What an iteration logs the digests of, in the order in which it is made.
+DIGESTS = tuple(
+    f"digest/{made}" for made in ("rollout", "experience", "policy_gradient", "critic_gradient", "parameters")
+)
+GRADIENT = "digest/gradient"  # of one update
 
 
 @jax.tree_util.register_dataclass
@@ -57,61 +68,88 @@ def minibatch_order(config, iteration: int) -> np.ndarray:
     return np.concatenate(orders).reshape(config.epochs * config.minibatches, -1).astype(np.int32)
 
 
+def trained_part(config, language):
+    """What of the policy is trained: all of it, or its adapters."""
+    return language if config.lora is None else LoraDefinition(language, config.lora)
+
+
+def make_versions(config, language, reference, mesh):
+    """(`policy(trained) -> parameters`, those of the reference) for `whole`, around one copy of the base.
+
+    With adapters the policy is the reference's parameters with them, and the reference is the same with
+    adapters that change nothing: the same program scores both.
+    """
+    if config.lora is None:
+        return lambda params: params, reference
+    adapters = trained_part(config, language)
+    shardings = parameter_shardings(mesh, adapters.abstract, adapters.axes)
+    off = jax.tree.map(lambda a, s: jnp.zeros(a.shape, a.dtype, device=s), adapters.abstract, shardings)
+
+    def adapted(params):
+        return AdaptedParams(reference, params, config.lora)
+
+    return adapted, adapted(off)
+
+
+def make_rollout(config, language, tokenizer, request_keys):
+    """Jitted `rollout(params, prompts, key, number)`: a reply to each prompt."""
+    pad = tokenizer.pad_id
+    end = None if config.conventions.cut_at else tokenizer.im_end_id
+
+    def rollout(params, prompts, key, number):
+        asked = prompts["tokens"], prompts["mask"], request_keys(key, number)
+        return draw(language, whole(params), *asked, config.sampling, end, pad)
+
+    return jax.jit(rollout)
+
+
+def make_updates(config, language, scalar, reference, mesh):
+    """The compiled train steps of policy and critic; both log the digests of their gradients."""
+    policy_optimizer, value_optimizer = make_optimizers(config, trained_part(config, language), scalar)
+    choices = {"accumulate": config.accumulate, "watch": lambda gradient: {GRADIENT: digest(gradient)}}
+    policy_loss, value_loss = make_policy_loss(config, language), make_value_loss(config, scalar)
+    value_step = compile_step(make_train_step(value_loss, count_totals, value_optimizer, **choices), mesh)
+    if config.lora is None:
+        step = make_train_step(policy_loss, count_totals, policy_optimizer, **choices)
+        return compile_step(step, mesh), value_step
+    step = make_adapted_step(policy_loss, count_totals, config.lora, policy_optimizer, **choices)
+    return compile_step(step, mesh, reference), value_step
+
+
 def make_iteration(config, tokenizer, language, scalar, reference, reward, texts, mesh):
-    """`iteration(state, prompts, key) -> (state, metrics)`: rollout, experience, all updates."""
-    policy_optimizer, value_optimizer = make_optimizers(config, language, scalar)
-    dtype = language.config.compute_dtype
-    cuts, pad = cut_ids(config.conventions, tokenizer), tokenizer.pad_id
-    end = None if cuts else tokenizer.im_end_id
+    """`iteration(state, prompts, key) -> (state, metrics)`: rollout, experience, all updates.
 
-    def request_keys(key, step):
-        return jax.random.split(jax.random.fold_in(key, step), config.batch_size)
+    `reference` are the reference's parameters; with `config.lora` they are the policy's base as well.
+    """
 
-    def rollout_fn(params, prompts, key, step):
-        keys = request_keys(key, step)
-        return draw(language, params, prompts["tokens"], prompts["mask"], keys, config.sampling, end, pad)
+    def request_keys(key, number):
+        return jax.random.split(jax.random.fold_in(key, number), config.batch_size)
 
     def average(ema, params):
         decay = config.ema_decay
         return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, params)
 
-    rollout_step, score = jax.jit(rollout_fn), make_score(config, language)
-    experience, take = make_experience(config, score, scalar, cuts), make_take(config)
+    rollout_step = make_rollout(config, language, tokenizer, request_keys)
+    score, take = make_score(config, language), make_take(config)
+    experience = make_experience(config, score, scalar, cut_ids(config.conventions, tokenizer))
+    check = make_check(config, language, score)
+    policy_step, value_step = make_updates(config, language, scalar, reference, mesh)
+    policy_params, reference = make_versions(config, language, reference, mesh)
     average = jax.jit(average, donate_argnums=0)
-    policy_step = compile_step(
-        make_train_step(
-            make_policy_loss(config, language), count_totals, policy_optimizer, accumulate=config.accumulate
-        ),
-        mesh,
-    )
-    value_step = compile_step(
-        make_train_step(
-            make_value_loss(config, scalar), count_totals, value_optimizer, accumulate=config.accumulate
-        ),
-        mesh,
-    )
 
     def iteration(state: PpoState, prompts, key):
-        number = int(state.step)
+        number, drawing = int(state.step), policy_params(state.policy.params)
         rollout_key, policy_key, value_key = (jax.random.fold_in(key, purpose) for purpose in range(3))
         with jax.set_mesh(mesh):
-            rollout = rollout_step(state.policy.params, prompts, rollout_key, number)
+            rollout = rollout_step(drawing, prompts, rollout_key, number)
             made, metrics = experience(
-                state.policy.params, state.critic.params, reference, reward, rollout, state.kl_coef
+                drawing, state.critic.params, reference, reward, rollout, state.kl_coef
             )
-            if number == 0:
-                keys = jnp.stack([request_keys(rollout_key, i) for i in (0, 1)])
-                scores = jax.jit(reward_scores, static_argnums=0)(scalar, reward, rollout)
-                metrics |= check_identities(
-                    lambda *given: score(*given)[0],
-                    state.policy.params,
-                    reference,
-                    rollout,
-                    scores,
-                    keys,
-                    dtype,
-                )
-        policy, critic, ema, parts = state.policy, state.critic, state.ema, []
+            floats = {n: getattr(made, n) for n in ("rewards", "old_values", "advantages", "returns")}
+            keys = partial(request_keys, rollout_key)
+            metrics |= check(drawing, reference, rollout, floats, keys, number)
+            metrics |= {"digest/rollout": digest(rollout), "digest/experience": digest(made)}
+        policy, critic, ema, parts, gradients = state.policy, state.critic, state.ema, [], []
         if config.kl_limit is not None and float(metrics["objective/kl"]) > config.kl_limit:
             state = dataclasses.replace(state, step=state.step + 1, ema=average(ema, policy.params))
             return state, metrics | {"val/beyond_limit": 1.0}
@@ -122,13 +160,17 @@ def make_iteration(config, tokenizer, language, scalar, reference, reward, texts
             critic, value_metrics = value_step(critic, batch, value_key)
             ema = average(ema, policy.params)
             value_metrics = {"val/gradient_norm": value_metrics.pop("gradient_norm")} | value_metrics
+            gradients.append((policy_metrics.pop(GRADIENT), value_metrics.pop(GRADIENT)))
             skipped = jnp.maximum(policy_metrics["skipped"], value_metrics["skipped"])
             parts.append(value_metrics | policy_metrics | {"skipped": skipped})
-            if number == 0 and len(parts) == 1:
-                metrics |= check_first_ratio(policy_metrics, dtype)
+            if check_due(config, number) and len(parts) == 1:
+                metrics |= check_first_ratio(policy_metrics, language.config.compute_dtype, number)
         updates = {name: jnp.stack([part[name] for part in parts]).mean() for name in parts[0]}
         updates["skipped"] = jnp.stack([part["skipped"] for part in parts]).max()
         updates["val/ratio_var"] = ratio_variance(updates["val/ratio"], updates.pop("val/ratio_spread"))
+        of_policy, of_critic = zip(*gradients, strict=True)
+        metrics |= {"digest/policy_gradient": digest(of_policy), "digest/critic_gradient": digest(of_critic)}
+        metrics["digest/parameters"] = digest((policy.params, critic.params))
         kl_coef = state.kl_coef
         if config.kl_target is not None:
             kl_coef = update_kl_coefficient(

@@ -42,11 +42,14 @@ def check_settings(config) -> None:
     sentence = too_long(lengths, context)
     if sentence:
         raise ValueError(sentence)
-    if config.finetune.lora is not None:
+    for name in ("finetune", "ppo"):
+        lora = getattr(config, name).lora
+        if lora is None:
+            continue
         try:
-            LoraDefinition(ModelDefinition(LanguageModel, config.pretrain.model), config.finetune.lora)
+            LoraDefinition(ModelDefinition(LanguageModel, config.pretrain.model), lora)
         except ConfigError as error:
-            raise ValueError(f"finetune.{error}") from error
+            raise ValueError(f"{name}.{error}") from error
     new = config.chat_sampling.max_new_tokens
     if new >= context:
         raise ValueError(

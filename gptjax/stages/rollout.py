@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from gptjax.generation.decode import decode
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.losses.lm import entropy, token_log_probs
+from gptjax.losses.rewards import exact_kl
 from gptjax.models.functional import ModelDefinition
 
 
@@ -73,6 +74,14 @@ def sequences(rollout: Rollout) -> dict[str, jax.Array]:
     }
 
 
+def response_logits(definition: ModelDefinition, params, rollout: Rollout) -> jax.Array:
+    """Teacher-forced logits of each response slot, `logits[:, P - 1 : L - 1]`: float32 `[B, T, V]`."""
+    model = definition.bind(params)
+    inputs = sequences(rollout)
+    hidden_BxLxD = model.hidden(inputs.pop("tokens_BxL"), **inputs)
+    return model.logits(hidden_BxLxD[:, rollout.prompt.shape[1] - 1 : -1])
+
+
 def response_log_probs(
     definition: ModelDefinition, params, rollout: Rollout, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
@@ -84,14 +93,18 @@ def response_log_probs(
     Returns:
         two float32 arrays `[B, T]`, 0 outside the mask.
     """
-    model = definition.bind(params)
-    inputs = sequences(rollout)
-    hidden_BxLxD = model.hidden(inputs.pop("tokens_BxL"), **inputs)
-    P = rollout.prompt.shape[1]
-    logits_BxTxV = model.logits(hidden_BxLxD[:, P - 1 : -1])
+    logits_BxTxV = response_logits(definition, params, rollout)
     log_probs = token_log_probs(logits_BxTxV, rollout.response, temperature=temperature)
     inside = rollout.mask > 0
     return jnp.where(inside, log_probs, 0.0), jnp.where(inside, entropy(logits_BxTxV, temperature), 0.0)
+
+
+def exact_divergences(
+    definition: ModelDefinition, params, reference, rollout: Rollout, temperature: float
+) -> jax.Array:
+    """`exact_kl` of policy and reference, summed over the slots of each response: float32 `[B]`."""
+    ours, theirs = (response_logits(definition, p, rollout) for p in (params, reference))
+    return jnp.where(rollout.mask > 0, exact_kl(ours, theirs, temperature), 0.0).sum(1)
 
 
 def cut_replies(rollout: Rollout, ids: tuple[int, ...], after: int) -> Rollout:

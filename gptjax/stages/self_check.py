@@ -1,14 +1,18 @@
-"""Identities that must hold before the first PPO update, or every number after it is suspect.
+"""Identities that must hold while a policy is aligned, or every number after the first is suspect.
 
-Legend: B prompts, T response slots.
+Legend: B prompts, P prompt slots, T response slots.
 """
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gptjax.errors import UserError
-from gptjax.stages.rollout import Rollout
+from gptjax.stages.adapters import whole
+from gptjax.stages.rollout import Rollout, exact_divergences
 
 # Largest difference between two ways to compute the same log-probability, in nats. float32 sums in another
 # order differ in the sixth digit; operands rounded to bfloat16 keep two to three digits.
@@ -17,6 +21,8 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 # order than the one that scored the rollout: 1e-7 in float32, where a temperature forgotten in one of them
 # gives 0.1.
 RATIO_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
+# Replies that are scored again in other surroundings, at most: a check costs little, whatever the batch.
+ROWS = 16
 
 
 class SelfCheckFailed(UserError):
@@ -25,17 +31,69 @@ class SelfCheckFailed(UserError):
     exit_code = 70
 
 
-def check_identities(log_probs, policy, reference, rollout: Rollout, scores, keys, dtype: str) -> dict:
-    """Checks the identities on the first rollout.
+def check_due(config, number: int) -> bool:
+    """Whether iteration `number`, counted from 0, begins with a check."""
+    return config.self_check and number % config.self_check_every == 0
+
+
+def announce(config, stage: str) -> None:
+    """Says at a stage's start that nothing is checked, where it is so."""
+    if not config.self_check:
+        print(f"{stage}: the self-check is off (self_check = false): nothing is checked", flush=True)
+
+
+def make_check(config, language, score):
+    """`check(policy, reference, rollout, floats, keys_of, number) -> metrics` of the iterations it is due in.
+
+    `keys_of(number)` are the requests' keys of an iteration, `[B]`; the other arguments are those of
+    `check_identities`. Where policy and reference are read together anyway, their divergence is measured
+    from whole distributions, on the same few replies.
+    """
+
+    @jax.jit
+    def exact_kl(policy, reference, rollout: Rollout):
+        models = whole(policy), whole(reference)
+        return exact_divergences(language, *models, rollout, config.sampling.temperature).mean()
+
+    def check(policy, reference, rollout: Rollout, floats, keys_of, number: int) -> dict:
+        if not check_due(config, number):
+            return {} if config.self_check else {"self_check/off": 1.0}
+        gaps = check_identities(
+            lambda *given: score(*given)[0],
+            policy,
+            reference,
+            rollout,
+            floats,
+            jnp.stack([keys_of(number), keys_of(number + 1)]),
+            language.config.compute_dtype,
+            number,
+        )
+        return gaps | {"objective/kl_exact": exact_kl(policy, reference, some_replies(rollout))}
+
+    return check
+
+
+def some_replies(rollout: Rollout) -> Rollout:
+    """The first replies, at most half of them and `ROWS`."""
+    rows = min(ROWS, -(-len(rollout.mask) // 2))
+    return jax.tree.map(lambda x: x[:rows], rollout)
+
+
+def check_identities(
+    log_probs, policy, reference, rollout: Rollout, floats: Mapping, keys, dtype: str, number: int = 0
+) -> dict:
+    """Checks the identities on a rollout, before it is learnt from.
 
     Args:
         log_probs: jitted `(params, rollout) -> float32 [B, T]`, teacher-forced at the sampling temperature;
             the program that scores every rollout.
-        policy, reference: parameters, equal before the first update.
+        policy: parameters that drew the rollout.
+        reference: parameters; before the first update they are the policy's.
         rollout: drawn from the policy.
-        scores: float32 `[B]` of the reward model.
-        keys: `[2, B]` PRNG keys of two iterations.
+        floats: name -> array, all of which must be float32.
+        keys: `[2, B]` PRNG keys of this iteration and the next.
         dtype: compute precision, for the tolerance.
+        number: of the iteration, from 0; only there are policy and reference the same.
 
     Returns:
         the measured gaps, for the log.
@@ -44,40 +102,47 @@ def check_identities(log_probs, policy, reference, rollout: Rollout, scores, key
         SelfCheckFailed: with the name of the identity.
     """
     tolerance = TOLERANCE[dtype]
-    own, other = log_probs(policy, rollout), log_probs(reference, rollout)
-    padded = log_probs(policy, _more_padding(rollout))
-    half = log_probs(policy, jax.tree.map(lambda x: x[: -(-len(x) // 2)], rollout))
+    own = log_probs(policy, rollout)
+    part = some_replies(rollout)
+    rows = len(part.mask)
+    right, places = padded_right(part)
+    on_the_right = jnp.take_along_axis(log_probs(policy, right), places, axis=1)
     gaps = {
-        "self_check/kl_of_equal_models": _largest(own - other),
         "self_check/sampler_gap": _largest((own - rollout.sampler_log_probs) * rollout.mask),
-        "self_check/padding_gap": _largest(padded - own),
-        "self_check/batch_gap": _largest(half - own[: len(half)]),
+        "self_check/left_padding_gap": _largest(log_probs(policy, _more_padding(part)) - own[:rows]),
+        "self_check/right_padding_gap": _largest((on_the_right - own[:rows]) * part.mask),
+        "self_check/batch_gap": _largest(log_probs(policy, part) - own[:rows]),
     }
+    if number == 0:
+        gaps["self_check/kl_of_equal_models"] = _largest(own - log_probs(reference, rollout))
     verdicts = {
-        "KL of policy and reference is 0": gaps["self_check/kl_of_equal_models"] == 0.0,
+        "KL of policy and reference is 0": gaps.get("self_check/kl_of_equal_models", 0.0) == 0.0,
         "sampling and teacher forcing agree": gaps["self_check/sampler_gap"] <= tolerance,
-        "left padding changes nothing": gaps["self_check/padding_gap"] <= tolerance,
+        "left padding changes nothing": gaps["self_check/left_padding_gap"] <= tolerance,
+        "right padding changes nothing": gaps["self_check/right_padding_gap"] <= tolerance,
         "batch size changes nothing": gaps["self_check/batch_gap"] <= tolerance,
-        "rewards are float32": scores.dtype == jnp.float32,
+        "rewards, values and log-probabilities are float32": _all_float32({**floats, "own": own}),
         "each request of each iteration has its own key": _all_different(keys),
         "every response has a token": bool((rollout.mask.sum(1) > 0).all()),
     }
     for identity, holds in verdicts.items():
         if not holds:
             raise SelfCheckFailed(
-                f"PPO self-check failed: '{identity}' does not hold (measured gaps in nats: {gaps}); "
-                "no update was made"
+                f"PPO self-check failed in iteration {number + 1}: '{identity}' does not hold (measured gaps "
+                f"in nats: {gaps}); the rollout was not learnt from"
             )
-    print(f"ppo: self-check passed, {len(verdicts)} identities hold", flush=True)
+    if number == 0:
+        print(f"self-check passed, {len(verdicts)} identities hold", flush=True)
     return gaps
 
 
-def check_first_ratio(metrics: dict, dtype: str) -> dict:
-    """Checks that the first update of all saw the ratio 1, in the update's own program.
+def check_first_ratio(metrics: dict, dtype: str, number: int = 0) -> dict:
+    """Checks that the first update on a rollout saw the ratio 1, in the update's own program.
 
     Args:
         metrics: of the policy's first update, with `val/ratio_spread`, the mean of `(ratio - 1)^2`.
         dtype: compute precision, for the tolerance.
+        number: of the iteration, from 0.
 
     Returns:
         the root mean square of `ratio - 1`, for the log.
@@ -88,11 +153,44 @@ def check_first_ratio(metrics: dict, dtype: str) -> dict:
     gap = float(jnp.sqrt(metrics["val/ratio_spread"]))
     if not gap <= RATIO_TOLERANCE[dtype]:
         raise SelfCheckFailed(
-            "PPO self-check failed: 'the probability ratio is 1 on the first pass' does not hold (its root "
-            f"mean square distance from 1 is {gap:.3g}, at most {RATIO_TOLERANCE[dtype]:g} is rounding); "
-            "nothing was saved"
+            f"PPO self-check failed in iteration {number + 1}: "
+            "'the probability ratio is 1 on the first pass' does not hold (its root mean square distance "
+            f"from 1 is {gap:.3g}, at most {RATIO_TOLERANCE[dtype]:g} is rounding); the update was not saved"
         )
     return {"self_check/first_ratio_gap": gap}
+
+
+def check_summary(config, rows: list[dict]) -> dict:
+    """What `done.json` says of the self-check, from the lines of `metrics.jsonl`."""
+    passed = sum("self_check/sampler_gap" in row for row in rows)
+    return {"self_check": {"on": config.self_check, "passed": passed}}
+
+
+@jax.jit
+def padded_right(rollout: Rollout) -> tuple[Rollout, jax.Array]:
+    """The same dialogues with all their padding on the right.
+
+    Returns:
+        a rollout whose prompts are the dialogues' first tokens and whose responses are the rest, and the
+        slots in these, int32 `[B, T]`, of the slots of the rollout given.
+    """
+    P, T = rollout.prompt.shape[1], rollout.mask.shape[1]
+    tokens = jnp.concatenate([rollout.prompt, rollout.response], axis=1)
+    valid = jnp.concatenate([rollout.prompt_mask, rollout.mask > 0], axis=1)
+    lengths_B = rollout.prompt_mask.sum(1)
+    source = (P - lengths_B)[:, None] + jnp.arange(P + T)
+    source, inside = jnp.minimum(source, P + T - 1), source < P + T
+    moved = jnp.take_along_axis(tokens, source, axis=1)
+    valid = jnp.take_along_axis(valid, source, axis=1) & inside
+    right = replace(
+        rollout,
+        prompt=moved[:, :1],
+        prompt_mask=valid[:, :1],
+        response=moved[:, 1:],
+        mask=valid[:, 1:].astype(jnp.float32),
+        sampler_log_probs=jnp.zeros(moved[:, 1:].shape, jnp.float32),
+    )
+    return right, (lengths_B - 1)[:, None] + jnp.arange(T)
 
 
 def _largest(x) -> float:
@@ -100,17 +198,12 @@ def _largest(x) -> float:
 
 
 def _more_padding(rollout: Rollout) -> Rollout:
-    def wider(x):
-        return jnp.pad(x, ((0, 0), (1, 0)))
+    prompt, mask = (jnp.pad(x, ((0, 0), (1, 0))) for x in (rollout.prompt, rollout.prompt_mask))
+    return replace(rollout, prompt=prompt, prompt_mask=mask)
 
-    return Rollout(
-        wider(rollout.prompt),
-        wider(rollout.prompt_mask),
-        rollout.response,
-        rollout.mask,
-        rollout.sampler_log_probs,
-        rollout.ended,
-    )
+
+def _all_float32(arrays: Mapping) -> bool:
+    return all(array.dtype == jnp.float32 for array in arrays.values())
 
 
 def _all_different(keys) -> bool:

@@ -22,7 +22,7 @@ class Checkpoints:
     whole one to resume from.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, str], keep: int = 2):
+    def __init__(self, folder: Path, identity: dict[str, str], keep: int = 2, *, tidy: bool = True):
         """Opens or creates the folder.
 
         Args:
@@ -30,6 +30,7 @@ class Checkpoints:
             identity: facts stored with each checkpoint that must be equal at restore, such as the
                 tokenizer's hash.
             keep: how many of the newest are kept.
+            tidy: clear away what a killed run left half written; not where a run may be writing.
         """
         from orbax.checkpoint import v1 as ocp
 
@@ -37,7 +38,7 @@ class Checkpoints:
         self._folder, self._identity = Path(folder).resolve(), identity
         self._checkpointer = policies.Checkpointer(
             self._folder,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=tidy,
             save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.preservation_policies.LatestN(keep),
         )

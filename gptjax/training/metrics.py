@@ -25,6 +25,8 @@ _PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v4": 275e12,
 }
+# What the names of numbers that stand for bits begin with.
+DIGEST = "digest/"
 
 
 def peak_flops_per_device(device_kind: str) -> float | None:
@@ -78,6 +80,8 @@ class MetricsWriter:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in numbers.items():
+            if name.startswith(DIGEST):
+                continue  # of bits: no curve says anything about them
             self._events().add_scalar(f"{stage}/{name}", value, int(step))
         self._events().flush()
 

@@ -101,7 +101,7 @@ def apply_update(state: TrainState, gradient, loss, optimizer) -> tuple[TrainSta
     return state, {"gradient_norm": norm, "skipped": state.skipped.astype(jnp.float32)}
 
 
-def make_train_step(loss_fn: LossFunction, count_fn, optimizer, *, accumulate: int = 1):
+def make_train_step(loss_fn: LossFunction, count_fn, optimizer, *, accumulate: int = 1, watch=None):
     """`step(state, batch, key) -> (state, metrics)`, pure and ready to be jitted.
 
     Args:
@@ -109,6 +109,7 @@ def make_train_step(loss_fn: LossFunction, count_fn, optimizer, *, accumulate: i
         count_fn: batch -> totals, the denominators over the whole batch.
         optimizer: from `make_optimizer`.
         accumulate: micro-batches per update.
+        watch: gradient -> further metrics.
     """
 
     def step(state: TrainState, batch, key):
@@ -116,6 +117,6 @@ def make_train_step(loss_fn: LossFunction, count_fn, optimizer, *, accumulate: i
         totals = count_fn(batch)
         loss, metrics, gradient = accumulated_gradient(loss_fn, state.params, batch, totals, key, accumulate)
         state, update_metrics = apply_update(state, gradient, loss, optimizer)
-        return state, metrics | update_metrics
+        return state, metrics | update_metrics | (watch(gradient) if watch else {})
 
     return step
