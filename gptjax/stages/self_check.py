@@ -104,14 +104,14 @@ def check_identities(
     tolerance = TOLERANCE[dtype]
     own = log_probs(policy, rollout)
     part = some_replies(rollout)
-    rows = len(part.mask)
+    alone = log_probs(policy, part)
     right, places = padded_right(part)
     on_the_right = jnp.take_along_axis(log_probs(policy, right), places, axis=1)
     gaps = {
         "self_check/sampler_gap": _largest((own - rollout.sampler_log_probs) * rollout.mask),
-        "self_check/left_padding_gap": _largest(log_probs(policy, _more_padding(part)) - own[:rows]),
-        "self_check/right_padding_gap": _largest((on_the_right - own[:rows]) * part.mask),
-        "self_check/batch_gap": _largest(log_probs(policy, part) - own[:rows]),
+        "self_check/left_padding_gap": _largest(log_probs(policy, _more_padding(part)) - alone),
+        "self_check/right_padding_gap": _largest((on_the_right - alone) * part.mask),
+        "self_check/batch_gap": _largest(alone - own[: len(alone)]),
     }
     if number == 0:
         gaps["self_check/kl_of_equal_models"] = _largest(own - log_probs(reference, rollout))
