@@ -20,7 +20,7 @@ from gptjax.stages.handover import load_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo import judge_folders
 from gptjax.stages.ppo_data import encode_prompts
-from gptjax.stages.ppo_evaluation import heldout_prompts, make_evaluation
+from gptjax.stages.ppo_evaluation import DIVERGENCES, heldout_prompts, make_evaluation
 from gptjax.stages.tracking import TrackingConfig, tracked, with_chat_test
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -49,6 +49,7 @@ def models(root):
     return {name: load_model(root / name, make_mesh(MeshConfig())) for name in ("policy", "gold")}
 
 
+@pytest.mark.slow
 def test_tracked_figures_are_those_of_replies_drawn_and_read_one_by_one(root, models):
     config, base, gold = gold_case.ppo_config(root), models["policy"], models["gold"]
     policy, tokenizer = moved(base.params, 0.03, 2), base.tokenizer
@@ -80,8 +81,13 @@ def test_tracked_figures_are_those_of_replies_drawn_and_read_one_by_one(root, mo
         tokens[0, : len(whole[-1])] = whole[-1]
         ours, theirs = (np.asarray(log_probs(params, tokens))[0] for params in (policy, base.params))
         places = range(len(ids), len(whole[-1]))
-        kl.append(sum(ours[at - 1, tokens[0, at]] - theirs[at - 1, tokens[0, at]] for at in places))
-    expected = {"kl": np.mean(kl), "ended": np.mean(ended), "distinct_2": distinct_n(texts)}
+        ratios = np.array([ours[at - 1, tokens[0, at]] - theirs[at - 1, tokens[0, at]] for at in places])
+        exact = sum((np.exp(ours[at - 1]) * (ours[at - 1] - theirs[at - 1])).sum() for at in places)
+        kl.append([ratios.sum(), (ratios**2 / 2).sum(), (np.exp(-ratios) - 1 + ratios).sum(), exact])
+    expected = dict(zip(DIVERGENCES, np.mean(kl, axis=0), strict=True)) | {
+        "ended": np.mean(ended),
+        "distinct_2": distinct_n(texts),
+    }
     expected |= {"lexicon": np.mean(lexicon_scores(texts))}
     expected |= {name: scores_of(judge, whole).mean() for name, judge in judges.items()}
     (source,) = config.corpora
