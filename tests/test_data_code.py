@@ -39,6 +39,7 @@ def test_functions_are_cut_out_with_their_decorators_and_the_rest_compiles():
     assert without_functions(source, ("other",)) == (source, 0)
 
 
+@pytest.mark.slow
 def test_the_standard_library_holds_no_function_of_humaneval():
     counts = BadRows()
     train = read_documents("stdlib", bad_rows=counts)

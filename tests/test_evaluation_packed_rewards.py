@@ -90,6 +90,7 @@ def update(model, arrays):
     return one_step(model, arrays, MeshConfig(), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "accumulate"), [(MeshConfig(data=8), 1), (MeshConfig(), 2)])
 def test_an_update_does_not_depend_on_devices_or_micro_batches(model, arrays, update, mesh, accumulate):
     expected, expected_metrics = update

@@ -123,6 +123,7 @@ def lower(mesh, accumulate, definition, loss, count, optimizer, batch):
         return jax.jit(step, donate_argnums=0).lower(state, batch, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_every_step_lowers_for_eight_devices(file):
     config = load(file)

@@ -195,6 +195,7 @@ def searched(translator, width):
     return program(definition, params, rows, mask, search=SEARCH, end_id=END, pad_id=PAD)
 
 
+@pytest.mark.slow
 def test_translations_are_those_of_a_plain_search_without_a_cache(translator):
     """Sources of three lengths in one batch, each with its own limit."""
     found = searched(translator, 7)

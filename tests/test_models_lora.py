@@ -315,6 +315,7 @@ def test_the_gradient_of_the_adapters_is_the_chain_rule():
         np.testing.assert_allclose(got["b"], 3 * np.einsum("nio,nir->nro", dW, ab["a"]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(two_steps):
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     state, run, _ = adapted(mesh)

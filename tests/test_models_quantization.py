@@ -207,6 +207,7 @@ class Letters:
         return [ord(letter) - 64 for letter in text]
 
 
+@pytest.mark.slow
 def test_the_engine_replies_from_quantised_weights():
     definition = ModelDefinition(LanguageModel, dataclasses.replace(MODELS["llama"].config, layers=1))
     small = quantize(draw(definition.abstract), INT8)
@@ -238,6 +239,7 @@ def test_decoding_makes_one_map_at_a_time():
         assert largest <= temporary < all_maps / 3, name
 
 
+@pytest.mark.slow
 def test_quantised_weights_lie_in_shards():
     config = dataclasses.replace(MODELS["llama"].config, vocab_size=40)
     definition, mesh = ModelDefinition(LanguageModel, config), make_mesh(MeshConfig(fsdp=2, tensor=2))

@@ -117,7 +117,9 @@ def on_one_device(problem):
     return jax.device_get(one_step(problem, MeshConfig()))
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name", [name if name == "all" else pytest.param(name, marks=pytest.mark.slow) for name in MESHES]
+)
 def test_one_device_equals_eight(problem, on_one_device, name):
     state, results = one_step(problem, MESHES[name])
     expected_state, expected = on_one_device

@@ -20,6 +20,7 @@ def shortened(folder, steps):
     return dataclasses.replace(tiny.config(tiny.write_data(folder / "data")).pretrain, steps=steps)
 
 
+@pytest.mark.slow
 def test_a_stage_runs_beside_the_body_and_says_so_in_its_log(tmp_path, capsys):
     config = shortened(tmp_path, 2)
     with beside(PRETRAIN, config, tmp_path / "other"):

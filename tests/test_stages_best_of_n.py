@@ -53,6 +53,7 @@ def config_of(**changes):
     return BestOfNConfig(**given | changes)
 
 
+@pytest.mark.slow
 def test_a_step_keeps_the_best_of_its_own_replies():
     case, config, key, n = make_case(), config_of(), jax.random.key(5), 3
     tokenizer = SimpleNamespace(im_end_id=END, pad_id=PAD)

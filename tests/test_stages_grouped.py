@@ -162,6 +162,7 @@ def test_an_iteration_does_not_depend_on_devices_or_micro_batches(case):
         np.testing.assert_allclose(other[name], row[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_is_rewarded_becomes_likelier(case):
     learning = OptimizerConfig(learning_rate=3e-2, schedule="constant", weight_decay=0.0)
     changes = {"batch_size": 32, "group_size": 16, "kl_coef": 0.0, "missing_eos_penalty": 0.0}

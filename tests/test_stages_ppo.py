@@ -273,6 +273,7 @@ def updates(case, minibatch):
     return {name: (stage, one_step(*stage, MeshConfig(), 1)) for name, stage in stages.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mesh", "accumulate"),
     [("policy", MeshConfig(data=8), 1), ("policy", MeshConfig(), 2), ("value", MeshConfig(data=2), 2)],

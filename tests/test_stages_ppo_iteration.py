@@ -222,6 +222,7 @@ def test_golden_of_two_passes_in_two_parts(case):
     check_golden("ppo_passes", stored(metrics))
 
 
+@pytest.mark.slow
 def test_skipped_updates_are_not_hidden_by_a_good_one_at_the_end(case):
     calls = []
 
@@ -244,6 +245,7 @@ def test_a_rollout_beyond_the_limit_is_not_learnt_from(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), after.ema, wanted)
 
 
+@pytest.mark.slow
 def test_replies_that_run_on_to_a_full_stop_are_learnt_from_whole(case):
     conventions = Conventions(cut_at=".", cut_after=2, whiten_over="minibatch", average_over="micro_batch")
     config = dataclasses.replace(CONFIG, conventions=conventions, minibatches=2, accumulate=2)

@@ -69,6 +69,7 @@ def test_tokens_are_those_of_the_batches(base):
     assert list(done(base)["glances"]) == ["2", "4", "5"]
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_inside_its_ramp_ends_with_the_same_bits(config, base, tmp_path, monkeypatch):
     whole = Mixture.rows
 
@@ -109,6 +110,7 @@ def longer(config, base, **model):
     return replace(config, base=str(base), code_tokens=True, model=shape, ramp=None)
 
 
+@pytest.mark.slow
 def test_old_tokens_keep_their_rows_and_new_ones_are_fresh(config, base):
     model = load_model(base, make_mesh(MeshConfig()))
     definition = ModelDefinition(LanguageModel, longer(config, base).model)
@@ -124,6 +126,7 @@ def test_old_tokens_keep_their_rows_and_new_ones_are_fresh(config, base):
     assert start_parameters(model, "", model.definition, jax.random.key(0)) is model.params
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_base(config, base, tmp_path):
     """Its first loss is the base's last, not that of a fresh model."""
     continued = replace(longer(config, base), steps=1, save_every=100, eval_every=1)

@@ -26,7 +26,7 @@ from gptjax.stages.tracking import TrackingConfig
 from gptjax.training.loop import RESUBMIT
 from gptjax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 
 # When each stage dies; after these it dies once more, at a random moment.
 DEATHS = {
