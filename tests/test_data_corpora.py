@@ -44,6 +44,7 @@ def test_ratings_texts_are_those_of_the_split():
     }
 
 
+@pytest.mark.slow
 def test_reading_twice_gives_the_same():
     for name in BUNDLED:
         assert read_documents(name, split="heldout") == read_documents(name, split="heldout")

@@ -222,6 +222,7 @@ def test_continuations_are_those_stored_from_transformers():
     check_golden("beam_gpt1", beam_case.listed(found.tokens, found.scores))
 
 
+@pytest.mark.slow
 def test_one_beam_is_greedy_decoding():
     definition, params = beam_case.DEFINITION, beam_case.PARAMS
     tokens, mask = left_pad(beam_case.PROMPTS, beam_case.PAD, max(map(len, beam_case.PROMPTS)))

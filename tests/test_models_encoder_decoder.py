@@ -75,6 +75,7 @@ def test_a_target_sees_itself_what_came_before_and_the_whole_source(model, logit
     assert (by_source[1, :7] == 0).all(), "in row 1 it is padding"
 
 
+@pytest.mark.slow
 def test_padding_and_packing_change_nothing(model, logits):
     """Row 1 without its padding, and with another pair packed after it."""
     _, params, apply = model

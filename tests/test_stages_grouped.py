@@ -91,6 +91,7 @@ def numpy_advantages(estimator, rewards):
     return np.array(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["rloo", "grpo"])
 def test_the_first_update_follows_the_gradient_of_reinforce(estimator, case, rollout, scored):
     config = config_of(estimator=estimator)

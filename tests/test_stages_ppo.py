@@ -106,6 +106,7 @@ def test_padded_right_is_the_same_dialogues_without_gaps(rollout):
         assert right.response[row][places[row, : len(reply)]].tolist() == reply
 
 
+@pytest.mark.slow
 def test_exact_kl_is_the_mean_of_what_samples_estimate(case, rollout, score):
     """In every state the k1 of a token, weighted by the token's probability, over the whole vocabulary."""
     V, T, temperature = case.language.config.vocab_size, rollout.mask.shape[1], CONFIG.sampling.temperature
@@ -228,6 +229,7 @@ def minibatch(case, rollout, experience):
     return batch, moved(case.policy, 0.02, 7), moved(case.critic, 0.2, 8)
 
 
+@pytest.mark.slow
 def test_ptx_adds_its_gradient_in_the_same_step(case, minibatch):
     batch, policy, _ = minibatch
     plain = make_policy_loss(dataclasses.replace(CONFIG, ptx_coef=0.0), case.language)

@@ -211,6 +211,7 @@ def test_golden(iteration):
     check_golden("ppo", stored(iteration[2]))
 
 
+@pytest.mark.slow
 def test_golden_of_two_passes_in_two_parts(case):
     """Here the policy has left the rollout's: ratios differ from 1 and are clipped."""
     large = dataclasses.replace(OPTIMIZER, learning_rate=0.1)

@@ -91,6 +91,7 @@ def digest(folder):
     return json.loads((folder / "model/model.json").read_text("utf-8"))["digest"]
 
 
+@pytest.mark.slow
 def test_a_document_sees_the_one_before_its_separator(base):
     """As in GPT-3: rows are cut from one stream, and no mask stands between its documents."""
     model = load_model(base, make_mesh(MeshConfig()))
