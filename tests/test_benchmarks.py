@@ -20,11 +20,12 @@ from gptjax.models.heads import LanguageModel
 from gptjax.stages.handover import save_model
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("train_step", "decode", "startup", "import_memory")
+SCRIPTS = ("train_step", "decode", "ppo", "startup", "import_memory")
 # Of each script, what a quick run needs to prove that it works.
 QUICK = {
     "train_step": ["--compute-dtype", "float32", "--loop", "unroll"],
     "decode": ["--batch", "2"],
+    "ppo": [],
     "startup": [],
     "import_memory": [],
 }
@@ -224,6 +225,10 @@ def test_a_quick_run(script, tmp_path):
         assert all(row["model MB"] > row["largest tensor MB"] > 0 for row in rows.values())
         return
     ours = next(row for name, row in rows.items() if name.startswith("gptjax float32"))
+    if script == "ppo":
+        parts = [ours[f"{phase} s"] for phase in ("rollout", "scoring", "updates")]
+        assert min(parts) > 0 and sum(parts) == pytest.approx(ours["s/iteration"], rel=0.05)
+        return
     assert ours["tokens/s"] > 0 and ours["compile s"] > 0
     for peer in ("torch", "transformers")[: 1 + (script == "decode")]:
         pytest.importorskip(peer, reason=f"{peer} is not installed: there is no ratio to it (gptjax[parity])")
