@@ -57,16 +57,6 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, reply: int, dtype: str):
     jax.config.update("jax_enable_compilation_cache", False)  # its first iteration is to be compiled
     times = {}
 
-    def ends(phase, program):
-        """The program, after which a phase is over; what it is given is waited for, not what it returns."""
-
-        def timed(*given):
-            found = jax.block_until_ready(program(*given))
-            times[phase] = time.perf_counter()
-            return found
-
-        return timed
-
     make_experience = ppo_iteration.make_experience
 
     def timed_experience(*given):
@@ -75,7 +65,9 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, reply: int, dtype: str):
         def timed(policy, critic, reference, reward, rollout, kl_coef):
             jax.block_until_ready(rollout)
             times["rollout"] = time.perf_counter()
-            return ends("scoring", experience)(policy, critic, reference, reward, rollout, kl_coef)
+            found = jax.block_until_ready(experience(policy, critic, reference, reward, rollout, kl_coef))
+            times["scoring"] = time.perf_counter()
+            return found
 
         return timed
 

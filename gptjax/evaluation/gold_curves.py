@@ -35,7 +35,7 @@ from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh
 from gptjax.stages.handover import TrainedModel, check_fit, load_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.many_replies import make_replies, prompt_batches
-from gptjax.stages.ppo_data import encode_prompts
+from gptjax.stages.ppo_data import encode_prompts, reply_lengths
 from gptjax.stages.ppo_evaluation import heldout_prompts
 
 
@@ -147,9 +147,8 @@ def run(config: GoldCurvesConfig, folder: Path) -> None:
     base = load_model(config.policy, mesh, "language")
     folders = {GOLD: config.gold, **config.proxies}
     judges = {name: load_model(path, mesh, "scalar") for name, path in folders.items()}
-    longest = config.prompt_length + config.sampling.max_new_tokens
     check_fit(
-        {"prompt_length + sampling.max_new_tokens": longest},
+        reply_lengths(config),
         {config.policy: base} | {folders[name]: judge for name, judge in judges.items()},
     )
     tracks = {name: read_track(path) for name, path in config.ppo.items()}

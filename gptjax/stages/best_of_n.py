@@ -6,7 +6,6 @@ Legend: N prompts asked, n replies to each, B prompts of a step, T response slot
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from gptjax.evaluation.best_of_n import best_of_n_kl, doublings, expected_best_o
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.losses.rewards import eos_penalty
 from gptjax.ranges import Count, NonNegative, Seed, Weights
-from gptjax.runs import mark_done, open_run, read_done, stage_done
+from gptjax.runs import mark_done, open_run, read_done, stage_done, write_jsonl_atomic
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated
 from gptjax.stages import finetune
 from gptjax.stages.conventions import Conventions
@@ -33,6 +32,7 @@ from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.many_replies import choose_prompts, make_replies, prompt_batches, text_lengths
+from gptjax.stages.ppo_data import reply_lengths
 from gptjax.stages.ppo_evaluation import evaluate_policies
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import seconds_spent
@@ -157,13 +157,11 @@ def write_best(drawn: Drawn, asked: list[Messages], tokenizer, file: Path) -> in
         text = tokenizer.decode(ids[: max(length, 0)].tolist())
         if text.strip():
             said = {"role": "assistant", "content": text}
-            rows.append(
-                json.dumps({"messages": [*messages, said], "score": float(score)}, ensure_ascii=False)
-            )
+            rows.append({"messages": [*messages, said], "score": float(score)})
     print(f"best of n: {len(rows)} of {len(asked)} best replies kept, the others do not end or say nothing")
     if not rows:
         raise DataError("no best reply has an end: raise sampling.max_new_tokens or missing_eos_penalty")
-    file.write_text("".join(row + "\n" for row in rows), "utf-8")
+    write_jsonl_atomic(file, rows)
     return len(rows)
 
 
@@ -187,9 +185,7 @@ def run(config: BestOfNConfig, folder: Path, may_change: Iterable[str] = ()) -> 
     require("vaderSentiment")
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
     base, reward = load_model(config.policy, mesh, "language"), load_model(config.reward, mesh, "scalar")
-    longest = config.prompt_length + config.sampling.max_new_tokens
-    lengths = {"prompt_length + sampling.max_new_tokens": longest}
-    lengths |= {"text_length": config.text_length} if config.corpora else {}
+    lengths = reply_lengths(config) | ({"text_length": config.text_length} if config.corpora else {})
     check_fit(lengths, {config.policy: base, config.reward: reward})
     prompts = choose_prompts(config, base.tokenizer)
     batch_at = prompt_batches([ids for _, ids in prompts], config, base.tokenizer.pad_id, mesh)

@@ -1,6 +1,5 @@
 """What fine-tuning changed: greedy replies to held-out dialogues, before and after."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from gptjax.data.quality import BadRows
 from gptjax.generation.engine import TextEngine
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.functional import Params
+from gptjax.runs import write_jsonl_atomic
 from gptjax.stages.dialogue_rows import read_source
 from gptjax.stages.handover import TrainedModel
 
@@ -40,7 +40,8 @@ def greedy_replies(model: TrainedModel, params: Params, turns: list[Messages]) -
 
 def write_comparison(folder: Path, turns: list[Messages], before: list[str], after: list[str]) -> None:
     """Writes `samples.jsonl`: prompt, the reply of the data, and both of the model's."""
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
-        for messages, old, new in zip(turns, before, after, strict=True):
-            row = {"prompt": messages[-2]["content"], "data": messages[-1]["content"]}
-            out.write(json.dumps(row | {"before": old, "after": new}, ensure_ascii=False) + "\n")
+    rows = [
+        {"prompt": messages[-2]["content"], "data": messages[-1]["content"], "before": old, "after": new}
+        for messages, old, new in zip(turns, before, after, strict=True)
+    ]
+    write_jsonl_atomic(folder / "samples.jsonl", rows)

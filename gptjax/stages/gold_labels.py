@@ -6,7 +6,6 @@ Read top to bottom: configuration, drawing, labels, run.
 Legend: N prompts asked, K replies to each, B prompts of a step, T response slots.
 """
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from gptjax.data.chat import Messages
 from gptjax.data.quality import DataError
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.ranges import Count, NonNegative, Seed
-from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.runs import mark_done, open_run, stage_done, write_jsonl_atomic
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated
 from gptjax.stages.handover import TrainedModel, check_fit, load_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.many_replies import choose_prompts, make_replies, prompt_batches, text_lengths
+from gptjax.stages.ppo_data import reply_lengths
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import seconds_spent
 
@@ -166,7 +166,7 @@ def write_labels(labelled: Labelled, asked: list[Messages], tokenizer, file: Pat
             continue
         ranking = [1 + int((liking[chosen] > liking[k]).sum()) for k in chosen]
         row = {"prompt": messages, "completions": [texts[k] for k in chosen], "ranking": ranking}
-        rows.append(json.dumps(row | {"gold": [float(gold[k]) for k in chosen]}, ensure_ascii=False))
+        rows.append(row | {"gold": [float(gold[k]) for k in chosen]})
         kept += len(chosen)
     left_out = labelled.lengths.size - kept
     print(
@@ -176,7 +176,7 @@ def write_labels(labelled: Labelled, asked: list[Messages], tokenizer, file: Pat
     )
     if not rows:
         raise DataError("no prompt has two replies that end: raise sampling.max_new_tokens or replies")
-    file.write_text("".join(row + "\n" for row in rows), "utf-8")
+    write_jsonl_atomic(file, rows)
     return {"prompts": len(rows), "replies": kept, "left_out": left_out}
 
 
@@ -191,8 +191,7 @@ def run(config: GoldLabelsConfig, folder: Path, may_change: Iterable[str] = ()) 
         return
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
     base, gold = load_model(config.policy, mesh, "language"), load_model(config.gold, mesh, "scalar")
-    longest = config.prompt_length + config.sampling.max_new_tokens
-    check_fit({"prompt_length + sampling.max_new_tokens": longest}, {config.policy: base, config.gold: gold})
+    check_fit(reply_lengths(config), {config.policy: base, config.gold: gold})
     prompts = choose_prompts(config, base.tokenizer)
     settings = LoopSettings(
         stage="gold labels",

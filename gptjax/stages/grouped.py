@@ -40,6 +40,7 @@ from gptjax.stages.conventions import Conventions
 from gptjax.stages.experience import make_score, reply_metrics
 from gptjax.stages.handover import check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
+from gptjax.stages.ppo_data import reply_lengths
 from gptjax.stages.ppo_evaluation import evaluate_policies
 from gptjax.stages.ppo_iteration import minibatch_order
 from gptjax.stages.reply_rewards import make_scorer, read_questions, share_right
@@ -242,9 +243,7 @@ def run(config: GroupedConfig, folder: Path, may_change: Iterable[str] = ()) -> 
     reward = None if config.reward == "answers" else load_model(config.reward, mesh, "scalar")
     if reward is not None:
         require("vaderSentiment")
-    longest = config.prompt_length + config.sampling.max_new_tokens
-    lengths = {"prompt_length + sampling.max_new_tokens": longest}
-    lengths |= {"text_length": config.text_length} if config.corpora else {}
+    lengths = reply_lengths(config) | ({"text_length": config.text_length} if config.corpora else {})
     check_fit(lengths, {config.policy: base} | ({config.reward: reward} if reward else {}))
     # Without dropout: with it the ratio of the first pass would not be 1.
     language = ModelDefinition(LanguageModel, dataclasses.replace(base.definition.config, dropout=0.0))

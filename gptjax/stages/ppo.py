@@ -257,9 +257,11 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
         started=started,
     )
 
+    def learnt(state: PpoState):
+        return state.ema if config.ema_decay else state.policy.params
+
     def kept(state: PpoState):
-        found = state.ema if config.ema_decay else state.policy.params
-        return found if config.lora is None else merged(base.params, found, config.lora)
+        return learnt(state) if config.lora is None else merged(base.params, learnt(state), config.lora)
 
     def measure(state: PpoState):
         return tracked(evaluation, kept(state))
@@ -267,7 +269,7 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
     state = run_loop(ready.start, ready.iteration, ready.batch_at, ready.key, settings, measure)
 
     if config.lora is not None:
-        save_adapters(folder, config.lora, state.ema if config.ema_decay else state.policy.params, base)
+        save_adapters(folder, config.lora, learnt(state), base)
     final = kept(state)
     figures = compare_policies(evaluation, base, final, folder)
     save_model(folder, "language", ready.language.config, final, base.tokenizer)

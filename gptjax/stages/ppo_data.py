@@ -13,10 +13,13 @@ Prompt = tuple[Messages, list[int]]  # with its ids
 
 def ppo_lengths(config) -> dict[str, int]:
     """Keys of a `PpoConfig` -> tokens of the longest sequences that its models read."""
+    return reply_lengths(config) | ({"ptx_length": config.ptx_length} if config.corpora else {})
+
+
+def reply_lengths(config) -> dict[str, int]:
+    """The keys that bound a prompt with its reply -> tokens of the longest of them."""
     longest = config.prompt_length + config.sampling.max_new_tokens
-    return {"prompt_length + sampling.max_new_tokens": longest} | (
-        {"ptx_length": config.ptx_length} if config.corpora else {}
-    )
+    return {"prompt_length + sampling.max_new_tokens": longest}
 
 
 def read_prompts(source: str, split: str, seed: int) -> list[Messages]:

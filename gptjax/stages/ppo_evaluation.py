@@ -17,6 +17,7 @@ from gptjax.evaluation.perplexity import first_bytes, heldout_rows, mean_loss
 from gptjax.generation.decode import left_pad
 from gptjax.losses.rewards import kl_estimate
 from gptjax.models.functional import Params
+from gptjax.runs import write_jsonl_atomic
 from gptjax.stages.conventions import Conventions, cut_ids
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
@@ -135,8 +136,7 @@ def compare_policies(evaluation: Evaluation, base: TrainedModel, params, folder:
         distances = {kind: figures[name].pop(kind) for kind in DIVERGENCES}
         for i, row in enumerate(samples):
             row.update({name + kind: values[i] for kind, values in columns.items()})
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+    write_jsonl_atomic(folder / "samples.jsonl", samples)
     for name in ("reference", "policy"):
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
     return figures | distances

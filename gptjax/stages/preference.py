@@ -32,7 +32,7 @@ from gptjax.stages.handover import check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.policy_figures import JudgingConfig, make_judge
 from gptjax.stages.reward import count_groups
-from gptjax.stages.reward_data import encode, epoch_order, over_batches, read_groups, rows_needed
+from gptjax.stages.reward_data import check_sizes, encode, epoch_order, over_batches, read_groups, rows_needed
 from gptjax.stages.reward_evaluation import evaluate
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
@@ -79,10 +79,7 @@ class PreferenceConfig:
 
     def __post_init__(self):
         check_batch(self.batch_size, self.mesh, self.accumulate)
-        if not 2 <= self.k_min <= self.k_max:
-            raise ValueError(
-                f"k_min = {self.k_min} and k_max = {self.k_max} must satisfy 2 <= k_min <= k_max"
-            )
+        check_sizes(self)
         if self.label_smoothing and (self.loss != "dpo" or self.label_smoothing >= 0.5):
             raise ValueError(
                 f"label_smoothing = {self.label_smoothing} must be below 0.5, and belongs to loss = dpo"

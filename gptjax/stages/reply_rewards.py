@@ -3,7 +3,6 @@
 Legend: B replies, G prompts, P prompt slots.
 """
 
-import json
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ from gptjax.data.chat import Messages, render_prompt
 from gptjax.data.quality import BadRows, DataError
 from gptjax.evaluation.answers import final_answer, is_right
 from gptjax.generation.decode import left_pad
+from gptjax.runs import write_jsonl_atomic
 from gptjax.stages.dialogue_rows import read_line, read_source
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
@@ -102,9 +102,10 @@ def share_right(config, base: TrainedModel, params, folder: Path) -> dict:
         right, ended = check(rollout, numbers), np.asarray(rollout.ended)
         figures[name] = {"right": float(right.mean()), "ended": float(ended.mean())}
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
-        for i in range(count):
-            row = {"prompt": tokenizer.decode(questions.ids[i]), "data": questions.replies[i]}
-            row |= {name: said[name][i] for name in said}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    samples = [
+        {"prompt": tokenizer.decode(questions.ids[i]), "data": questions.replies[i]}
+        | {name: said[name][i] for name in said}
+        for i in range(count)
+    ]
+    write_jsonl_atomic(folder / "samples.jsonl", samples)
     return figures

@@ -30,7 +30,7 @@ from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.handover import TrainedModel, check_fit, load_model, model_kind, save_model
 from gptjax.stages.keys import stage_key
-from gptjax.stages.reward_data import encode, epoch_order, over_batches, read_groups, rows_needed
+from gptjax.stages.reward_data import check_sizes, encode, epoch_order, over_batches, read_groups, rows_needed
 from gptjax.stages.reward_evaluation import bag_of_words_accuracy, evaluate
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
@@ -90,10 +90,7 @@ class RewardConfig:
 
     def __post_init__(self):
         check_batch(self.batch_size, self.mesh, self.accumulate)
-        if not 2 <= self.k_min <= self.k_max:
-            raise ValueError(
-                f"k_min = {self.k_min} and k_max = {self.k_max} must satisfy 2 <= k_min <= k_max"
-            )
+        check_sizes(self)
         if self.margin_scale and self.loss != "pairs":
             raise ValueError(
                 f"margin_scale = {self.margin_scale} belongs to loss = 'pairs': set it to 0 for '{self.loss}'"

@@ -23,6 +23,14 @@ from gptjax.data.tokenizers import Tokenizer
 from gptjax.sharding.mesh import MeshConfig
 
 
+def check_sizes(config) -> None:
+    """Refuses sizes of rankings that no prompt can have."""
+    if not 2 <= config.k_min <= config.k_max:
+        raise ValueError(
+            f"k_min = {config.k_min} and k_max = {config.k_max} must satisfy 2 <= k_min <= k_max"
+        )
+
+
 def read_groups(config) -> tuple[list[RankedReplies], list[RankedReplies]]:
     """Training and held-out rankings; prints what of a file was left out.
 

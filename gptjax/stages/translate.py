@@ -4,7 +4,6 @@ Read top to bottom: configuration, data, loss, evaluation, run.
 Legend: B batch, L length, D model width, V vocabulary.
 """
 
-import json
 import math
 import re
 import time
@@ -33,7 +32,7 @@ from gptjax.losses.lm import linear_cross_entropy
 from gptjax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import BelowOne, Count, Natural, Seed
-from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.runs import mark_done, open_run, stage_done, write_jsonl_atomic
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.handover import save_model
 from gptjax.stages.keys import stage_key
@@ -200,8 +199,7 @@ def evaluate(models: dict, definition, config: TranslateConfig, tokenizer, pairs
                 sample[f"{name}_{way}"] = translation
         shown = ", ".join(f"{key} {value:.3f}" for key, value in figures[name].items())
         print(f"translate: held-out, {name}: {shown}", flush=True)
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    write_jsonl_atomic(folder / "samples.jsonl", samples)
     return figures
 
 
