@@ -16,6 +16,7 @@ from gptjax.models.heads import LanguageModel, ScalarModel
 from gptjax.runs import read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import load_model, save_model
+from gptjax.stages.ppo_evaluation import DIVERGENCES
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +70,7 @@ def test_a_policy_learns_from_rankings(name, run, root):
     assert config.loss == name
     source = str(root / "data" / "preferences.jsonl")
     figures = run(name, source=source, batch_size=8, judging=judged_little(config.judging, root))
-    assert {"accuracy", "reference", "policy", "kl"} <= set(figures)
+    assert {"accuracy", "reference", "policy", *DIVERGENCES} <= set(figures)
     assert {"lexicon", "reward", "text_loss"} <= set(figures["policy"])
 
 
@@ -80,7 +81,7 @@ def test_a_policy_learns_from_groups(name, run, root):
     little = judged_little(config, root)
     changes = {field: getattr(little, field) for field in ("prompts", "sampling", "corpora", "eval_bytes")}
     figures = run(name, iterations=2, batch_size=8, prompt_length=64, eval_prompts=4, **changes)
-    assert {"reference", "policy", "kl"} == set(figures)
+    assert {"reference", "policy", *DIVERGENCES} == set(figures)
 
 
 def test_a_policy_learns_from_its_best_replies(run, root):

@@ -20,7 +20,7 @@ from gptjax.runs import read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import gold_labels, ppo, reward
 from gptjax.stages.handover import load_model
-from gptjax.stages.ppo_evaluation import make_evaluation
+from gptjax.stages.ppo_evaluation import DIVERGENCES, make_evaluation
 from gptjax.stages.tracking import with_chat_test
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
@@ -76,8 +76,8 @@ def test_tracked_rows_are_figures_of_the_policy_of_that_moment(root):
     figures, _ = with_chat_test(evaluation, base, config.tracking).measure(policy.params)
     assert track.rows[-1] == pytest.approx(figures, abs=1e-6) and figures["kl"] > 1e-3
     done = read_done(root / "ppo")["heldout"]
-    assert done["policy"] | {"kl": done["kl"]} == track.rows[-1]
-    assert track.start == done["reference"] | {"kl": 0.0}
+    assert done["policy"] | {kind: done[kind] for kind in DIVERGENCES} == track.rows[-1]
+    assert track.start == done["reference"] | dict.fromkeys(DIVERGENCES, 0.0)
     assert len({row["gold"] for row in track.rows}) == 3
 
 

@@ -18,6 +18,7 @@ from gptjax.evaluation import charts
 from gptjax.evaluation.document import Table, markdown_table
 from gptjax.evaluation.tracked import Track, read_track
 from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.stages.ppo_evaluation import DIVERGENCES
 
 
 @configclass
@@ -47,11 +48,12 @@ def check_alike(tracks: Mapping[str, Track]) -> None:
 
 
 def shared_figures(tracks: Mapping[str, Track]) -> list[str]:
-    """The figures, apart from "kl", that every measurement of every run has."""
+    """The figures, apart from the divergences, that every measurement of every run has."""
     rows = [row for track in tracks.values() for row in track.rows]
     if not rows:
         raise ConfigError("none of these runs was measured along the way: lower tracking.every")
-    return [name for name in rows[0] if name not in ("step", "kl") and all(name in row for row in rows)]
+    others = [name for name in rows[0] if name not in ("step", *DIVERGENCES)]
+    return [name for name in others if all(name in row for row in rows)]
 
 
 def summary(track: Track, figures: list[str]) -> dict:

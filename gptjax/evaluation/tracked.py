@@ -7,6 +7,7 @@ from pathlib import Path
 from gptjax.config import ConfigError, from_json
 from gptjax.runs import read_done
 from gptjax.stages.ppo import PpoConfig
+from gptjax.stages.ppo_evaluation import DIVERGENCES
 from gptjax.training.metrics import read_metrics
 
 PREFIX = "tracked/"
@@ -37,7 +38,7 @@ def read_track(folder: str | Path) -> Track:
     config = from_json(json.loads(stored.read_text("utf-8"))) if stored.exists() else None
     if not isinstance(config, PpoConfig) or config.tracking is None:
         raise ConfigError(f"{folder} is not a tracked run of PPO: name one that was trained with tracking")
-    start = read_done(folder)["heldout"]["reference"] | {"kl": 0.0}
+    start = read_done(folder)["heldout"]["reference"] | dict.fromkeys(DIVERGENCES, 0.0)
     rows = [
         {"step": row["step"]}
         | {name.removeprefix(PREFIX): row[name] for name in row if name.startswith(PREFIX)}

@@ -1,7 +1,7 @@
 """The losses of preference against trl's trainers, value and gradient.
 
 trl has them inside `_compute_loss` of its trainers, which is run here on a stand-in whose model returns
-log-probabilities that were drawn.
+log-probabilities that were drawn: as themselves for trl 1.16, and for trl 1.12 as logits of two tokens.
 """
 
 from collections import defaultdict
@@ -46,7 +46,10 @@ def stand_in(**attributes):
 def outputs_of(log_probs):
     nothing = torch.zeros(log_probs.shape)
     given = {"entropy": nothing, "mean_logits": nothing, "is_top1": nothing > 0}
-    return lambda **_: SimpleNamespace(log_probs=log_probs, **given)
+    known = torch.where(log_probs == 0, -1.0, log_probs)  # 0 is outside the mask
+    logits = torch.stack([known, torch.log(-torch.expm1(known))], -1)
+    logits = torch.nn.functional.pad(logits, (0, 0, 0, 1))  # nothing is asked of the last
+    return lambda **_: SimpleNamespace(log_probs=log_probs, logits=logits, **given)
 
 
 def their_dpo(case, kind, label_smoothing=0.0):
