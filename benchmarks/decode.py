@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 
 import numpy as np
-from gpt2_weights import Shape, gptjax_config, gptjax_params, random_weights
+from gpt2_weights import Shape, gptjax_config, gptjax_params, random_weights, transformers_config
 from harness import Burst, Worker, interleave, start
 from results import bar, check_agreement, command_line, installed, is_quiet, parse, publish, ratio, summarise
 
@@ -72,19 +72,10 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: 
 def build_transformers(shape: Shape, batch: int, prompt: int, new_tokens: int):
     """`GPT2LMHeadModel.generate`, warm: (work, facts)."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = GPT2Config(
-        vocab_size=shape.vocab_size,
-        n_positions=shape.positions,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        bos_token_id=0,
-        eos_token_id=None,
-    )
-    model = GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(transformers_config(shape, bos_token_id=0, eos_token_id=None))
     weights = {f"transformer.{name}": torch.tensor(w) for name, w in random_weights(shape).items()}
     loaded = model.load_state_dict(weights, strict=False)
     assert not loaded.unexpected_keys and set(loaded.missing_keys) <= {"lm_head.weight"}, loaded
