@@ -38,7 +38,7 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: 
 
     from gptjax.generation.decode import decode, request_keys
     from gptjax.generation.sampling import SamplingConfig
-    from gptjax.models.functional import ModelDefinition
+    from gptjax.models.functional import ModelDefinition, layer_parameters
     from gptjax.models.heads import LanguageModel
 
     jax.config.update("jax_enable_compilation_cache", False)  # its first call is to be compiled
@@ -46,6 +46,8 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: 
     params = jax.tree.map(jax.numpy.asarray, gptjax_params(random_weights(shape), shape.layers))
     tokens = prompts(shape, batch, prompt)
     sampling = SamplingConfig(temperature=1.0, top_k=TOP_K, max_new_tokens=new_tokens)
+    # Laid out once, as the engine of the chat has them.
+    layers = jax.jit(partial(layer_parameters, rows=batch))(params)
     program = jax.jit(partial(decode, definition, sampling=sampling, stop_sequences=(), pad_id=0))
     bursts = 0
 
@@ -53,7 +55,7 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: 
         nonlocal bursts
         bursts += 1
         keys = request_keys(np.arange(batch) + bursts * batch)
-        state = program(params, tokens, np.ones_like(tokens, bool), keys)
+        state = program(params, tokens, np.ones_like(tokens, bool), keys, layers=layers)
         return int(np.asarray(state.mask).sum())
 
     seconds = []
