@@ -26,8 +26,8 @@ class ClusterUnreachable(UserError):
 def find_cluster(environ: Mapping[str, str] = os.environ) -> dict | None:
     """The arguments of `jax.distributed.initialize`, or None where this process works alone.
 
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name a cluster. A SLURM step or an Open MPI job
-    of several tasks is detected, and a Cloud TPU slice whose environment lists several hosts.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name a cluster. A SLURM step or an Open MPI
+    job of several tasks is detected, and a Cloud TPU slice whose environment lists several hosts.
     GPTJAX_DISTRIBUTED=1 asks for whatever JAX itself detects, GPTJAX_DISTRIBUTED=0 for none.
 
     Raises:
