@@ -27,20 +27,11 @@ def parser() -> Parser:
 
     def add(name: str, about: str, shipped: bool = True):
         platform = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        platform.add_argument(
-            "--name", type=check_name, default=name, help=f"of the launch (default: {name})"
-        )
-        platform.add_argument(
-            "--retries", type=natural, default=50, help="starts after the first (default: 50)"
-        )
+        platform.add_argument("--name", type=check_name, default=name, help=f"default: {name}")
+        platform.add_argument("--retries", type=natural, default=50, help="further starts (default: 50)")
         platform.add_argument("--dry-run", action="store_true", help="print every command, run none")
         if shipped:
-            platform.add_argument(
-                "--dirty", action="store_true", help="ship what no commit holds, and record it"
-            )
-        platform.add_argument(
-            "command", nargs="+", metavar="-- COMMAND", help="such as: -- gptjax train FILE"
-        )
+            platform.add_argument("--dirty", action="store_true", help="ship and record what no commit holds")
         return platform
 
     here = add("local", "several processes on this machine, joined as those of a pod are", shipped=False)
@@ -50,9 +41,7 @@ def parser() -> Parser:
     pod = add("tpu", "a Cloud TPU slice, made where it is missing")
     pod.add_argument("--type", required=True, help="such as v5litepod-16, v5p-128, v6e-64")
     pod.add_argument("--zone", required=True, help="such as us-east5-b")
-    pod.add_argument(
-        "--bucket", required=True, help="holds runs/ for all hosts, whatever becomes of the slice"
-    )
+    pod.add_argument("--bucket", required=True, help="holds runs/, whatever becomes of the slice")
     pod.add_argument("--project", default="", help="default: gcloud's")
     pod.add_argument("--version", default="", help="the slice's software (default: by its type)")
     pod.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
@@ -61,24 +50,18 @@ def parser() -> Parser:
 
     job = add("slurm", "a SLURM job, from a folder that every node sees")
     job.add_argument("--nodes", type=count, default=1, help="how many (default: 1)")
-    job.add_argument(
-        "--gpus", type=natural, default=8, help="on each, one task for one; 0: CPUs (default: 8)"
-    )
+    job.add_argument("--gpus", type=natural, default=8, help="on each node; 0: CPUs alone (default: 8)")
     job.add_argument("--accelerator", choices=sorted(ENVIRONMENTS), default="cuda13", help="default: cuda13")
     job.add_argument("--slurm", default="", metavar="OPTIONS", help="further options of sbatch, as one word")
 
     workload = add("xpk", "a workload on a GKE cluster of TPUs")
     workload.add_argument("--cluster", required=True)
     workload.add_argument("--type", required=True, help="such as v5litepod-256")
-    workload.add_argument(
-        "--runs", required=True, help="where the cluster's storage is mounted, such as /runs"
-    )
+    workload.add_argument("--runs", required=True, help="where the cluster mounts its storage")
     workload.add_argument("--slices", type=count, default=1, help="how many (default: 1)")
     workload.add_argument("--zone", default="", help="default: gcloud's")
     workload.add_argument("--project", default="", help="default: gcloud's")
-    workload.add_argument(
-        "--image", default="python:3.12", help="with Python 3.11 or newer (default: python:3.12)"
-    )
+    workload.add_argument("--image", default="python:3.12", help="default: python:3.12")
 
     for verb, about in (
         ("status", "say how a launch does"),
@@ -107,11 +90,12 @@ def natural(word: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Runs one command; returns its exit code."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
     try:
-        options = vars(parser().parse_args(arguments))
+        options = vars(parser().parse_args(arguments[:cut]))
         shell, verb = Shell(options.pop("dry_run")), options.pop("platform")
         if verb in PLATFORMS:
-            return begin(verb, options, shell)
+            return begin(verb, arguments[cut + 1 :], options, shell)
         launch = read_launch(options["name"])
         more = {"delete": True} if options.get("delete") and launch.platform == "tpu" else {}
         return getattr(PLATFORMS[launch.platform], verb)(launch, shell, **more)
@@ -123,10 +107,13 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def begin(platform: str, options: dict, shell: Shell) -> int:
+def begin(platform: str, command: list[str], options: dict, shell: Shell) -> int:
     """Starts a command on a platform and follows it."""
-    own = {key: options.pop(key) for key in ("name", "command", "retries")}
-    launch = Launch(platform=platform, options=options, **own)
+    if not command:
+        raise LaunchError(f"write: ./launch.sh {platform} [OPTIONS] -- COMMAND ...")
+    if options.get("gpus") == 0:
+        options["accelerator"] = "cpu"
+    launch = Launch(options.pop("name"), platform, command, options, options.pop("retries"))
     accelerator = {"tpu": "tpu", "xpk": "tpu"}.get(platform) or options.get("accelerator")
     if accelerator:  # launch.sh sets it where the command runs, and has printed it if that is here
         print(f"environment ({accelerator}), unless it is set there already:")

@@ -21,13 +21,14 @@ HEARTBEAT = 10
 
 def start(launch: Launch, shell: Shell) -> int:
     """Starts the workers, again after 75; returns the launch's exit code. Worker 0 speaks to the terminal."""
+    print(f"launch: {launch.options['processes']} processes, their logs in {launch.folder}", flush=True)
     if shell.dry_run:
         for index in range(launch.options["processes"]):
             settings = variables(launch, index, port=1234)
             shell.run(*launch.command, **settings)
         return 0
     stopped = Stop()
-    with hold(launch):
+    with hold(launch, shell):
         launch.save(shell, job=str(os.getpid()))
         for attempt in range(launch.retries + 1):
             if attempt:

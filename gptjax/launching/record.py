@@ -64,19 +64,23 @@ def read_launch(name: str) -> Launch:
 
 
 @contextmanager
-def hold(launch: Launch) -> Iterator[None]:
-    """Says that this process looks after the launch, for as long as it lives.
+def hold(launch: Launch, shell: Shell) -> Iterator[None]:
+    """Says that this process looks after the launch, for as long as it lives; under `dry_run` nothing.
 
     Raises:
         LaunchError: another does.
     """
+    if shell.dry_run:
+        yield
+        return
     launch.folder.mkdir(parents=True, exist_ok=True)
     with (launch.folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LaunchError(
-                f"{launch.name} runs already: stop it with ./launch.sh stop {launch.name}, or choose another --name"
+                f"{launch.name} runs already: stop it with ./launch.sh stop {launch.name}, or choose another "
+                "--name"
             ) from error
         yield
 
@@ -84,7 +88,7 @@ def hold(launch: Launch) -> Iterator[None]:
 def is_held(launch: Launch) -> bool:
     """Says whether a process looks after the launch."""
     try:
-        with hold(launch):
+        with hold(launch, Shell()):
             return False
     except LaunchError:
         return True
@@ -98,7 +102,6 @@ def check_name(name: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise LaunchError(
-            f"--name {name} is no name everywhere: use up to 40 lower-case letters, digits and dashes, a letter "
-            "first"
+            f"{name} is no name everywhere: use up to 40 lower-case letters, digits and dashes, a letter first"
         )
     return name

@@ -35,7 +35,7 @@ class Shell:
             raise LaunchError(f"{_short(words)} ended with exit code {code}: see what it printed above")
 
     def ask(self, *words: str | Path) -> subprocess.CompletedProcess:
-        """Runs a command whose output is for us, `stdout` and `stderr` as text; under `dry_run` it is empty."""
+        """Runs a command whose output is for us, `stdout` and `stderr`; under `dry_run` both are empty."""
         return self._call(words, {}, capture=True)
 
     def write(self, path: Path, text: str) -> None:

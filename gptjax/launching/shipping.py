@@ -1,7 +1,6 @@
 """Packs the source tree as git knows it: what runs elsewhere is a commit, or is recorded beside one."""
 
 import subprocess
-from pathlib import Path
 
 from gptjax.launching.record import Launch
 from gptjax.launching.shell import LaunchError, Shell
@@ -23,7 +22,7 @@ def pack(launch: Launch, shell: Shell, dirty: bool) -> Launch:
     if changes and not dirty:
         files = ", ".join(line[3:] for line in changes[:3]) + (", ..." if len(changes) > 3 else "")
         sentence = (
-            f"the tree has changes that no commit holds ({files}): commit them, or ship them with --dirty"
+            f"no commit holds these changes of the tree ({files}): commit them, or ship them with --dirty"
         )
         if not shell.dry_run:
             raise LaunchError(sentence)

@@ -1,7 +1,6 @@
 """A SLURM job: its script, its queue, its log. The folder it is launched from must be seen by every node."""
 
 import shlex
-import time
 from pathlib import Path
 
 from gptjax.errors import RESUBMIT
@@ -10,7 +9,7 @@ from gptjax.launching.record import Launch, hold
 from gptjax.launching.shell import LaunchError, Shell
 from gptjax.launching.shipping import in_environment, pack
 
-POLL = 10.0
+POLL, TRIES = 10.0, 6
 
 SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -20,8 +19,8 @@ SCRIPT = """#!/bin/bash
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=TERM@300
-{options}# One task for each GPU, each with a log of its own. A run that is told to stop saves and leaves with {resubmit}:
-# the job queues again, as it does when a signal ended a task; any other code ends it.
+{options}# One task for each GPU, each with a log of its own. A run that is told to stop saves and leaves with
+# {resubmit}: the job queues again, as it does when a signal ended a task; any other code ends it.
 set -uo pipefail
 launch={folder}
 rm -f "$launch/failed"
@@ -36,7 +35,7 @@ fi
 exit $code
 """
 
-TASK = """# One task: a code that asks for a person is written down, because srun reports the largest of all alone.
+TASK = """# One task: a code that asks for a person is written down, as srun reports only the largest of all.
 code=0
 "$@" || code=$?
 case $code in
@@ -49,19 +48,13 @@ exit "$code"
 
 def start(launch: Launch, shell: Shell) -> int:
     """Submits the job and follows it; returns its exit code."""
-    with hold(launch):
+    with hold(launch, shell):
         launch = pack(launch, shell, launch.options["dirty"])
         folder = launch.folder.resolve()
         accelerator = launch.options["accelerator"]
         tree = unpack(launch, shell)
-        shell.must(
-            "env",
-            f"ACCELERATOR={accelerator if accelerator != 'cpu' else ''}",
-            tree / "launch.sh",
-            "local",
-            "--",
-            "true",
-        )
+        chosen = {} if accelerator == "cpu" else {"ACCELERATOR": accelerator}
+        shell.must(tree / "launch.sh", "local", "--", "true", **chosen)
         shell.write(launch.folder / "task.sh", TASK.format(resubmit=RESUBMIT, signal=SIGNAL, folder=folder))
         shell.write(launch.folder / "job.sh", script(launch, folder))
         answer = shell.ask("sbatch", "--parsable", launch.folder / "job.sh")
@@ -69,10 +62,7 @@ def start(launch: Launch, shell: Shell) -> int:
             raise LaunchError(f"sbatch refused {launch.folder / 'job.sh'}: {answer.stderr.strip()}")
         launch = launch.save(shell, job=answer.stdout.strip().split(";")[0] or "JOB")
         if not shell.dry_run:
-            print(
-                f"launch: {launch.name} is job {launch.job}; its log is {launch.folder}/worker-0.log",
-                flush=True,
-            )
+            print(f"launch: {launch.name} is job {launch.job}, its logs in {launch.folder}", flush=True)
         return follow(launch, shell)
 
 
@@ -119,7 +109,7 @@ def follow(launch: Launch, shell: Shell) -> int:
             print(text.decode("utf-8", "replace"), end="", flush=True)
         if not queued:
             return ended(launch, shell)
-        time.sleep(POLL)
+        shell.wait(POLL)
 
 
 def job_state(launch: Launch, shell: Shell) -> str:
@@ -131,14 +121,16 @@ def job_state(launch: Launch, shell: Shell) -> str:
 def ended(launch: Launch, shell: Shell) -> int:
     """The exit code of the job as the accounting has it, with the job's state as a sentence."""
     words = ("--allocations", "--noheader", "--parsable2", "--format", "State,ExitCode")
-    answer = shell.ask("sacct", "--jobs", launch.job, *words)
-    if shell.dry_run:
-        return 0
-    lines = answer.stdout.split()
-    if answer.returncode or not lines or "|" not in answer.stdout:
-        raise LaunchError(
-            f"job {launch.job} has left the queue, and sacct does not say how: {answer.stderr.strip()}"
-        )
+    for _ in range(TRIES):  # the accounting learns of a job's end a little later than the queue
+        answer = shell.ask("sacct", "--jobs", launch.job, *words)
+        if shell.dry_run:
+            return 0
+        if "|" in answer.stdout:
+            break
+        shell.wait(POLL)
+    else:
+        reason = answer.stderr.strip() or "it knows no such job"
+        raise LaunchError(f"job {launch.job} has left the queue, and sacct does not say how ({reason})")
     state, _, code = answer.stdout.strip().splitlines()[-1].rpartition("|")
     value, _, number = code.partition(":")
     print(f"launch: job {launch.job} ended as {state} with exit code {value}", flush=True)

@@ -92,17 +92,16 @@ def runtime(kind: str) -> str:
     """
     family = kind.split("-")[0]
     if family not in RUNTIMES:
-        raise LaunchError(
-            f"--type {kind}: of {', '.join(RUNTIMES)} none begins it; name the software with --version"
-        )
+        known = ", ".join(RUNTIMES)
+        raise LaunchError(f"--type {kind} begins with none of {known}: name its software by --version")
     return RUNTIMES[family]
 
 
 def start(launch: Launch, shell: Shell) -> int:
-    """Runs the command on every host of the slice, again after 75 and after a preemption; returns its code."""
+    """Runs the command on every host of the slice, again after 75 and a preemption; returns its exit code."""
     if not launch.options["version"]:
         runtime(launch.options["type"])  # refuses a type it does not know before anything is packed
-    with hold(launch):
+    with hold(launch, shell):
         launch = pack(launch, shell, launch.options["dirty"])
         place = Slice(launch, shell)
         words = in_environment(launch, "tpu", GPTJAX_DISTRIBUTED="1")
@@ -117,10 +116,7 @@ def start(launch: Launch, shell: Shell) -> int:
         if launch.options["delete"] and code != RESUBMIT:
             place.delete()
         elif not shell.dry_run:
-            print(
-                f"launch: the slice {launch.name} is still there and costs money: {deletion(launch)}",
-                flush=True,
-            )
+            print(f"launch: the slice {launch.name} stays and costs money: {deletion(launch)}", flush=True)
         return code
 
 
@@ -150,9 +146,7 @@ def run_once(place: Slice) -> tuple[int, bool]:
             code = shell.run(*words)
         if code:
             if place.state() == "READY":
-                raise LaunchError(
-                    f"a command on the hosts of {launch.name} failed: see what it printed above"
-                )
+                raise LaunchError(f"a command on the hosts of {launch.name} failed: see above")
             return RESUBMIT, False
     return follow(place)
 

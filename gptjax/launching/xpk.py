@@ -1,4 +1,4 @@
-"""A workload on a GKE cluster of TPUs through xpk, which makes an image of the tree and restarts it itself."""
+"""A workload on a GKE cluster of TPUs, through xpk, which makes an image of the tree and restarts it."""
 
 import shlex
 from pathlib import Path
@@ -13,7 +13,7 @@ GRACE = 300  # seconds that a run gets to save before its host is taken away
 
 def start(launch: Launch, shell: Shell) -> int:
     """Creates the workload, shows its log and waits for its end; returns what xpk says of it."""
-    with hold(launch):
+    with hold(launch, shell):
         launch = pack(launch, shell, launch.options["dirty"])
         tree = launch.folder / "tree"
         shell.must("rm", "-rf", tree)
