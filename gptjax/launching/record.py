@@ -102,6 +102,7 @@ def check_name(name: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise LaunchError(
-            f"{name} is no name everywhere: use up to 40 lower-case letters, digits and dashes, a letter first"
+            f"{name} is not a name everywhere: use at most 40 letters from a to z, digits and dashes, with a "
+            "letter first"
         )
     return name

@@ -49,9 +49,7 @@ def _git(*words: str, index: str | None = None) -> str:
         raise LaunchError("git was not found: install it, the tree is shipped with git archive") from error
     if answer.returncode:
         reason = answer.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise LaunchError(
-            f"git {words[0]} failed in {Path.cwd().name} ({reason[0]}): launch from a git checkout"
-        )
+        raise LaunchError(f"git {words[0]} failed here ({reason[0]}): launch from a git checkout")
     return answer.stdout.strip("\n")
 
 

@@ -21,7 +21,7 @@ RUNTIMES = {
 GONE = {"PREEMPTED", "TERMINATED", "STOPPED", "FAILED", "HIDDEN", "UNKNOWN"}
 POLL = 30.0
 UNREACHABLE, TRIES = 255, 5  # the exit code of ssh itself
-WORKER = Path(__file__).parent / "worker.sh"
+WORKER = Path("gptjax/launching/worker.sh")
 
 
 @dataclass(frozen=True)
