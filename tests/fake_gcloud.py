@@ -1,7 +1,8 @@
 """Stands for `gcloud compute tpus`: a slice of two hosts, each of them a folder.
 
-What runs on a host runs in its folder. In `$FAKE_CLOUD`: `calls.jsonl` (every call), `state` (of the slice, absent where there is none), `hosts/0`,
-`hosts/1`, and `buckets`. A slice that is not READY cannot be reached, as with ssh: exit code 255.
+What runs on a host runs in its folder. In `$FAKE_CLOUD`: `calls.jsonl` (every call), `state` (of the slice,
+absent where there is none), `hosts/0`, `hosts/1`, and `buckets`. A slice that is not READY cannot be reached,
+as with ssh: exit code 255.
 """
 
 import json

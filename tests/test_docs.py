@@ -32,6 +32,7 @@ from gptjax import cli
 from gptjax.config import ConfigError, load_experiment, to_json
 from gptjax.data.quality import DataError
 from gptjax.errors import WAITING
+from gptjax.launching.__main__ import PLATFORMS
 from gptjax.models.lora import LoraConfig
 from gptjax.models.quantization import QuantizationConfig
 from gptjax.overrides import override
@@ -184,6 +185,13 @@ def test_every_command_runs(page, command, workplace, capsys):
     elif words[:2] == ["./launch.sh", "chat"]:
         ran = subprocess.run(f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True)
         assert ran.returncode == 0 and "gptjax chat runs/smollm2" in ran.stdout, ran.stderr
+    elif words[:1] == ["./launch.sh"] and words[1] in PLATFORMS:
+        typed = shlex.join([*words[:2], "--dry-run", *words[2:]])
+        ran = subprocess.run(typed, shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert shlex.join(words[words.index("--") + 1 :]) in ran.stdout
+        named = re.search(r"experiments/\S+\.py", command)[0]
+        assert (ROOT / named).exists(), f"{page} launches {named}, which is not there"
     elif "./launch.sh" in words:
         ran = subprocess.run(f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr

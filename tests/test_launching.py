@@ -1,4 +1,4 @@
-"""Launches on platforms that are not here: the words programs are given, and what is made of their answers."""
+"""Launches on platforms that are not here: the words programs get, and what is made of their answers."""
 
 import json
 import os
