@@ -33,6 +33,7 @@ from gptjax.config import ConfigError, load_experiment, to_json
 from gptjax.data.quality import DataError
 from gptjax.errors import WAITING
 from gptjax.launching.__main__ import PLATFORMS
+from gptjax.launching.environments import ENVIRONMENTS
 from gptjax.models.lora import LoraConfig
 from gptjax.models.quantization import QuantizationConfig
 from gptjax.overrides import override
@@ -313,6 +314,15 @@ def test_exit_codes_are_those_of_the_code():
     codes = {int(row[0]) for row in table("docs/configuration.md", "Exit codes")}
     errors = (ConfigError, DataError, TrainingStopped, self_check.SelfCheckFailed)
     assert codes == {0, 1, 130, WAITING, RESUBMIT, cli.BROKEN_PIPE} | {error.exit_code for error in errors}
+
+
+def test_environments_are_those_of_the_code():
+    shown = {
+        (accelerator, row[1])
+        for row in table("docs/launching.md", "Flags and environment")
+        for accelerator in (ENVIRONMENTS if row[0] == "all" else row[0].split(", "))
+    }
+    assert shown == {(name, variable) for name, own in ENVIRONMENTS.items() for variable in own}
 
 
 def test_rules_are_those_of_the_code():

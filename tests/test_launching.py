@@ -68,6 +68,7 @@ def cloud(tmp_path, monkeypatch):
         '#!/bin/bash\nrmdir "$3"; mkdir -p "$FAKE_CLOUD/buckets/$2"; ln -s "$FAKE_CLOUD/buckets/$2" "$3"',
     )
     program(fake / "mountpoint", "#!/bin/bash\n[[ -L $2 ]]")
+    program(fake / "fusermount", '#!/bin/bash\nrm "$2"; mkdir "$2"')
     (tmp_path / "cloud").mkdir()
     monkeypatch.setenv("FAKE_CLOUD", str(tmp_path / "cloud"))
     monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")

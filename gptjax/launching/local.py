@@ -117,7 +117,7 @@ def wait_for(workers: list[subprocess.Popen]) -> list[int]:
     while any(worker.poll() is None for worker in workers):
         failed = [exit_code(worker.returncode) for worker in workers if worker.returncode]
         if failed and limit is None:
-            limit = time.monotonic() + (TO_SAVE if failed == [RESUBMIT] else TO_NOTICE)
+            limit = time.monotonic() + (TO_SAVE if set(failed) == {RESUBMIT} else TO_NOTICE)
         if limit is not None and time.monotonic() > limit:
             for worker in workers:
                 worker.poll() is None and worker.kill()

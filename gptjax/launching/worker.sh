@@ -25,19 +25,20 @@ find_python() { # the base images of Cloud TPU bring Python 3.10, which JAX no l
     python3 -m uv python find 3.12
 }
 
-prepare() { # prepare ACCELERATOR [BUCKET]: the new tree over the old one, its environment, the bucket with the runs
+prepare() { # prepare ACCELERATOR BUCKET: the new tree over the old one, its environment, the bucket with the runs
+    local python=${PYTHON:-}
     is_running && fail "the run of an earlier launch still works here: stop it first"
     mkdir -p tree
     find tree -mindepth 1 -maxdepth 1 ! -name .venv ! -name runs -exec rm -rf {} +
     tar -xzf code.tar.gz -C tree
     cd tree
     mkdir -p runs
-    if [[ -n ${2:-} ]] && ! mountpoint -q runs; then
-        command -v gcsfuse >/dev/null || sudo apt-get install -y -q gcsfuse >&2 ||
-            fail "gcsfuse, which shows a bucket as a folder, is not on this host and cannot be installed"
-        gcsfuse --implicit-dirs "$2" "$PWD/runs" >&2 || fail "the bucket $2 cannot be mounted: see the lines above"
-    fi
-    PYTHON=${PYTHON:-$(find_python)} ACCELERATOR=$1 ./launch.sh local -- true
+    mountpoint -q runs && fusermount -u runs # it may be another bucket's
+    command -v gcsfuse >/dev/null || sudo apt-get install -y -q gcsfuse >&2 ||
+        fail "gcsfuse, which shows a bucket as a folder, is not on this host and cannot be installed"
+    gcsfuse --implicit-dirs "$2" "$PWD/runs" >&2 || fail "the bucket $2 cannot be mounted: see the lines above"
+    [[ -n $python ]] || python=$(find_python)
+    PYTHON=$python ACCELERATOR=$1 ./launch.sh local -- true
 }
 
 start() { # starts command.sh in the tree so that it outlives this connection
@@ -82,5 +83,5 @@ stop() { # the run saves and leaves
 
 case ${1:-} in
 prepare | start | supervise | follow | state | stop) "$@" ;;
-*) fail "write: worker.sh prepare ACCELERATOR [BUCKET] | start | follow | state | stop" ;;
+*) fail "write: worker.sh prepare ACCELERATOR BUCKET | start | follow | state | stop" ;;
 esac
