@@ -56,7 +56,11 @@ def srun(words):
     for index in range(TASKS):
         log = open(named["output"].replace("%t", str(index)), "ab")  # noqa: SIM115
         settings = os.environ | {"SLURM_PROCID": str(index), "SLURM_NTASKS": str(TASKS)}
-        tasks.append(subprocess.Popen(command, cwd=named["chdir"], env=settings, stdout=log, stderr=log))
+        tasks.append(
+            subprocess.Popen(
+                command, cwd=named["chdir"], env=settings, stdout=log, stderr=log, start_new_session=True
+            )
+        )
         (CLOUD / "tasks" / str(index)).write_text(str(tasks[-1].pid))
     return max(task.wait() if task.wait() >= 0 else 128 - task.wait() for task in tasks)
 
@@ -75,11 +79,9 @@ def sacct(words):
 
 
 def scancel(words):
-    """Sends the signal to the tasks' children, since bash passes none on while it waits."""
+    """Sends the signal to every process of every task, as SLURM does."""
     for task in (CLOUD / "tasks").iterdir():
-        children = Path(f"/proc/{task.read_text()}/task/{task.read_text()}/children").read_text().split()
-        for child in children:
-            os.kill(int(child), signal.SIGTERM)
+        os.killpg(int(task.read_text()), signal.SIGTERM)
     return 0
 
 

@@ -36,6 +36,7 @@ exit $code
 """
 
 TASK = """# One task: a code that asks for a person is written down, as srun reports only the largest of all.
+trap : TERM # SLURM sends it to every process of the task: this one waits for the run, which saves
 code=0
 "$@" || code=$?
 case $code in
