@@ -7,7 +7,7 @@ usage() {
 usage: ./launch.sh COMMAND [--dry-run] [ARGUMENTS]
 
   quickstart [ARGUMENTS]    pretrain, fine-tune, learn a reward, align with PPO, report: from raw text to a chat
-                            model in 15 to 17 minutes on two cores; run again, it resumes. ARGUMENTS go to
+                            model in 13 to 17 minutes on two cores; run again, it resumes. ARGUMENTS go to
                             `gptjax train`, such as --pretrain.steps 100
   test [ARGUMENTS]          the tests, offline; ARGUMENTS go to pytest
   chat [RUN] [ARGUMENTS]    talk to a run's model; without RUN, to SmolLM2-135M-Instruct, which is fetched once

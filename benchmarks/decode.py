@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import partial
 
 import numpy as np
-from gpt2_weights import Shape, gptjax_config, gptjax_params, random_weights
+from gpt2_weights import Shape, gptjax_config, gptjax_params, random_weights, transformers_config
 from harness import Burst, Worker, interleave, start
 from results import bar, check_agreement, command_line, installed, is_quiet, parse, publish, ratio, summarise
 
@@ -38,7 +38,7 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: 
 
     from gptjax.generation.decode import decode, request_keys
     from gptjax.generation.sampling import SamplingConfig
-    from gptjax.models.functional import ModelDefinition
+    from gptjax.models.functional import ModelDefinition, layer_parameters
     from gptjax.models.heads import LanguageModel
 
     jax.config.update("jax_enable_compilation_cache", False)  # its first call is to be compiled
@@ -46,6 +46,8 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: 
     params = jax.tree.map(jax.numpy.asarray, gptjax_params(random_weights(shape), shape.layers))
     tokens = prompts(shape, batch, prompt)
     sampling = SamplingConfig(temperature=1.0, top_k=TOP_K, max_new_tokens=new_tokens)
+    # Laid out once, as the engine of the chat has them.
+    layers = jax.jit(partial(layer_parameters, rows=batch))(params)
     program = jax.jit(partial(decode, definition, sampling=sampling, stop_sequences=(), pad_id=0))
     bursts = 0
 
@@ -53,7 +55,7 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: 
         nonlocal bursts
         bursts += 1
         keys = request_keys(np.arange(batch) + bursts * batch)
-        state = program(params, tokens, np.ones_like(tokens, bool), keys)
+        state = program(params, tokens, np.ones_like(tokens, bool), keys, layers=layers)
         return int(np.asarray(state.mask).sum())
 
     seconds = []
@@ -72,19 +74,10 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, new_tokens: int, dtype: 
 def build_transformers(shape: Shape, batch: int, prompt: int, new_tokens: int):
     """`GPT2LMHeadModel.generate`, warm: (work, facts)."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = GPT2Config(
-        vocab_size=shape.vocab_size,
-        n_positions=shape.positions,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        bos_token_id=0,
-        eos_token_id=None,
-    )
-    model = GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(transformers_config(shape, bos_token_id=0, eos_token_id=None))
     weights = {f"transformer.{name}": torch.tensor(w) for name, w in random_weights(shape).items()}
     loaded = model.load_state_dict(weights, strict=False)
     assert not loaded.unexpected_keys and set(loaded.missing_keys) <= {"lm_head.weight"}, loaded

@@ -63,6 +63,20 @@ def gptjax_config(shape: Shape, **changes):
     )
 
 
+def transformers_config(shape: Shape, **changes):
+    """`transformers`' `GPT2Config` of the shape; `changes` are further arguments."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=shape.vocab_size,
+        n_positions=shape.positions,
+        n_embd=shape.width,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        **changes,
+    )
+
+
 def gptjax_params(weights: dict[str, np.ndarray], layers: int) -> dict:
     """The weights as gptjax's parameter tree: layers stacked, query, key and value apart."""
 

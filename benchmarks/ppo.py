@@ -15,7 +15,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-from gpt2_weights import Shape, gptjax_config, gptjax_params, random_weights
+from gpt2_weights import Shape, gptjax_config, gptjax_params, random_weights, transformers_config
 from harness import Burst, Worker, interleave, start
 from results import bar, check_agreement, command_line, installed, is_quiet, parse, publish, ratio, summarise
 
@@ -129,7 +129,6 @@ def build_trl(shape: Shape, batch: int, prompt: int, reply: int):
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import (
-        GPT2Config,
         GPT2ForSequenceClassification,
         GPT2LMHeadModel,
         PreTrainedTokenizerFast,
@@ -137,17 +136,7 @@ def build_trl(shape: Shape, batch: int, prompt: int, reply: int):
     )
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    config = GPT2Config(
-        vocab_size=shape.vocab_size,
-        n_positions=shape.positions,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        bos_token_id=1,
-        eos_token_id=1,
-        pad_token_id=0,
-        num_labels=1,
-    )
+    config = transformers_config(shape, bos_token_id=1, eos_token_id=1, pad_token_id=0, num_labels=1)
     weights = {f"transformer.{name}": torch.tensor(w) for name, w in random_weights(shape).items()}
 
     def network(kind):

@@ -3,7 +3,7 @@
 Paper: the chain of InstructGPT (Ouyang et al. 2022) in small: pretraining, fine-tuning, K-way reward model,
 PPO-ptx beside plain PPO.
 Expected: the figures in experiments/README.md.
-Time: 15 to 17 minutes on 2 cores.
+Time: 13 to 17 minutes on 2 cores.
 Command: ./launch.sh quickstart
 """
 

@@ -22,6 +22,7 @@ from gptjax.data.chat import (
 )
 from gptjax.data.quality import BadRows, DataError
 from gptjax.errors import OPTIONAL, MissingPackage
+from gptjax.evaluation.judge import chat_questions
 
 DIALOGUE = [
     {"role": "system", "content": "Be brief."},
@@ -186,8 +187,7 @@ def test_every_optional_package_is_in_its_extra():
 
 @pytest.fixture(scope="module")
 def questions():
-    path = resources.files("gptjax.assets") / "chat_questions.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return chat_questions()
 
 
 def test_fifty_questions_are_new_wordings_of_training_questions(questions):

@@ -10,7 +10,8 @@ import pytest
 
 from gptjax.data.quality import DataError
 from gptjax.generation.sampling import SamplingConfig
-from gptjax.stages.gold_labels import GoldLabelsConfig, Labelled, labeler_liking, write_labels
+from gptjax.stages.gold_labels import GoldLabelsConfig, Labelled, write_labels
+from gptjax.stages.labels import labeler_liking
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 

@@ -1,7 +1,9 @@
 """Judging samples by something no stage was trained on: a sentiment lexicon, and how varied the text is."""
 
+import json
 import re
 from collections.abc import Sequence
+from importlib import resources
 
 from gptjax.errors import require
 
@@ -27,6 +29,12 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
         words = text.lower().split()
         grams += zip(*(words[i:] for i in range(n)), strict=False)
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def chat_questions() -> list[dict]:
+    """The bundled questions that reword questions of the training dialogues: "question", "keywords", ..."""
+    file = resources.files("gptjax.assets") / "chat_questions.json"
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def on_topic(reply: str, keywords: Sequence[str]) -> bool:

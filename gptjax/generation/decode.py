@@ -196,11 +196,15 @@ def decode(
     sampling: SamplingConfig,
     stop_sequences: tuple[tuple[int, ...], ...],
     pad_id: int,
+    layers: list | None = None,
 ) -> DecodeState:
-    """Whole replies to a batch of prompts; pure, made to be jitted. Arguments as `prefill` and `advance`."""
+    """Whole replies to a batch of prompts; pure, made to be jitted. Arguments as `prefill` and `advance`.
+
+    `layers` are `layer_parameters(params, rows=B)`; where they are given, the weights are not laid out anew.
+    """
     check_room(definition, tokens_BxP.shape[1], sampling.max_new_tokens)
     T = sampling.max_new_tokens
-    layers = layer_parameters(params, rows=len(tokens_BxP))
+    layers = layer_parameters(params, rows=len(tokens_BxP)) if layers is None else layers
     state = prefill(definition, params, layers, tokens_BxP, mask_BxP, keys_B, T, pad_id)
     return advance(definition, params, layers, state, T, sampling, stop_sequences)
 

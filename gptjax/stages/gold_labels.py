@@ -24,6 +24,7 @@ from gptjax.runs import mark_done, open_run, stage_done, write_jsonl_atomic
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated
 from gptjax.stages.handover import TrainedModel, check_fit, load_model
 from gptjax.stages.keys import stage_key
+from gptjax.stages.labels import labeler_liking
 from gptjax.stages.many_replies import choose_prompts, make_replies, prompt_batches, text_lengths
 from gptjax.stages.ppo_data import reply_lengths
 from gptjax.training.loop import LoopSettings, run_loop
@@ -96,20 +97,6 @@ def nothing_labelled(config: GoldLabelsConfig, mesh: jax.sharding.Mesh) -> Label
     tokens = jnp.zeros((*each, config.sampling.max_new_tokens), jnp.int32)
     state = Labelled(jnp.int32(0), tokens, jnp.full(each, -1, jnp.int32), jnp.zeros(each), jnp.zeros(each))
     return jax.device_put(state, replicated(mesh))
-
-
-def labeler_liking(gold: jax.Array, noise: float, key: jax.Array) -> jax.Array:
-    """What a labeler ranks by: the gold rewards, or with noise rewards plus Gumbel draws times it.
-
-    Ranked by it, replies i and j come in this order with the probability of Bradley and Terry (1952),
-    ``sigmoid((r_i - r_j) / noise)``, and whole rankings with that of Plackett and Luce.
-
-    Args:
-        gold: float32, any shape.
-        noise: temperature, reward units, not negative.
-        key: of the draws.
-    """
-    return gold + noise * jax.random.gumbel(key, gold.shape) if noise else gold
 
 
 def make_labelling(config: GoldLabelsConfig, base: TrainedModel, gold: TrainedModel, mesh: jax.sharding.Mesh):

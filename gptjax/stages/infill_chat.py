@@ -6,7 +6,6 @@ Legend: B batch, L length.
 """
 
 import dataclasses
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.glm import GLM
 from gptjax.ranges import BelowOne, Count, Natural, Seed, SomeWeights
-from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.runs import mark_done, open_run, stage_done, write_jsonl_atomic
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.dialogue_rows import read_line, read_source
 from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
@@ -176,8 +175,7 @@ def run(config: InfillChatConfig, folder: Path) -> None:
             if config.samples:
                 shown = examples[:: max(1, len(examples) // config.samples)][: config.samples]
                 samples += [{"source": source, "split": split} | s for s in write(state.params, shown)]
-    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
-    (folder / "samples.jsonl").write_text("".join(lines), "utf-8")
+    write_jsonl_atomic(folder / "samples.jsonl", samples)
     save_model(folder, "glm", base.definition.config, state.params, base.tokenizer)
     seconds, tokens = time.monotonic() - started, config.steps * tokens_per_step
     mark_done(folder, {"seconds": seconds, "tokens": tokens, "dialogues": figures})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gptjax.config import ConfigError, configclass
@@ -71,12 +72,25 @@ def score_replies(
     return score_all(model.definition, model.params, arrays, settings)
 
 
+def labeler_liking(rewards: jax.Array, noise: float, key: jax.Array) -> jax.Array:
+    """What a labeler ranks by: rewards, or with noise rewards plus Gumbel draws times it.
+
+    Ranked by it, replies i and j come in this order with the probability of Bradley and Terry (1952),
+    ``sigmoid((r_i - r_j) / noise)``, and whole rankings with that of Plackett and Luce (Yellott 1977).
+
+    Args:
+        rewards: float32, any shape.
+        noise: temperature, reward units, not negative.
+        key: of the draws.
+    """
+    return rewards + noise * jax.random.gumbel(key, rewards.shape) if noise else rewards
+
+
 def rank(scores_GxK: np.ndarray, labeler: LabelerConfig, key: jax.Array) -> np.ndarray:
     """The ranks 1 to K that a simulated labeler gives; equal scores share one where there is no noise.
 
-    A ranking is the order of `score / temperature + Gumbel noise`, for which the order of each pair has
-    Bradley and Terry's probability (Luce 1959; Yellott 1977). With probability `2 flip` it is a random
-    order instead, in which a pair is wrong half the time.
+    A ranking is the order of `labeler_liking`. With probability `2 flip` it is a random order instead, in
+    which a pair is wrong half the time.
 
     Args:
         scores_GxK: rewards, more is better.
@@ -86,10 +100,8 @@ def rank(scores_GxK: np.ndarray, labeler: LabelerConfig, key: jax.Array) -> np.n
     Returns:
         int `[G, K]`, lower is better.
     """
-    scores = np.asarray(scores_GxK, np.float64)
     choices, careless, order = jax.random.split(key, 3)
-    if labeler.temperature:
-        scores = scores / labeler.temperature + np.asarray(jax.random.gumbel(choices, scores.shape))
+    scores = np.asarray(labeler_liking(jnp.asarray(scores_GxK), labeler.temperature, choices))
     if labeler.flip:
         at_random = np.asarray(jax.random.bernoulli(careless, 2 * labeler.flip, (len(scores), 1)))
         scores = np.where(at_random, np.asarray(jax.random.uniform(order, scores.shape)), scores)

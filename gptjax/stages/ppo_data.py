@@ -42,13 +42,22 @@ def fitting_prompts(prompts: list[Messages], tokenizer, longest: int) -> list[Pr
     Raises:
         DataError: no prompt fits.
     """
-    encoded = [(messages, render_prompt(messages, tokenizer)) for messages in prompts]
-    kept = [prompt for prompt in encoded if len(prompt[1]) <= longest]
+    encoded = [render_prompt(messages, tokenizer) for messages in prompts]
+    return [(prompts[i], encoded[i]) for i in which_fit(encoded, longest)]
+
+
+def which_fit(prompts: list[list[int]], longest: int) -> list[int]:
+    """The numbers of the prompts of at most `longest` ids; the others are counted and shown.
+
+    Raises:
+        DataError: no prompt fits.
+    """
+    kept = [i for i, ids in enumerate(prompts) if len(ids) <= longest]
     if not kept:
         raise DataError(
             f"none of {len(prompts)} prompts fits into prompt_length = {longest} tokens: raise it"
         )
-    left_out = len(encoded) - len(kept)
+    left_out = len(prompts) - len(kept)
     print(f"prompts: {len(kept)} kept, {left_out} longer than {longest} tokens left out", flush=True)
     return kept
 

@@ -106,13 +106,16 @@ def make_evaluation(
     def measure(params):
         rollout, read, scores = answer(params, judging)
         replies = texts_of(read, tokenizer)
+        distances = dict.fromkeys(DIVERGENCES, 0.0)
+        if params is not base.params:
+            distances = {k: float(kl) for k, kl in divergences(params, base.params, rollout).items()}
         figures = {
             "lexicon": float(np.mean(lexicon_scores(replies))),
             **{name: float(score.mean()) for name, score in scores.items()},
             "distinct_2": distinct_n(replies),
             "ended": float(jnp.mean(read.ended)),
             **text_loss(params),
-            **{name: float(kl) for name, kl in divergences(params, base.params, rollout).items()},
+            **distances,
         }
         columns = {"": replies, "_tokens": np.asarray(read.mask).sum(1).astype(int).tolist()}
         columns |= {f"_{name}": np.asarray(score).tolist() for name, score in scores.items()}

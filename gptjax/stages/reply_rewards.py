@@ -17,6 +17,7 @@ from gptjax.runs import write_jsonl_atomic
 from gptjax.stages.dialogue_rows import read_line, read_source
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
+from gptjax.stages.ppo_data import which_fit
 from gptjax.stages.ppo_evaluation import texts_of
 from gptjax.stages.rollout import draw, reward_scores
 
@@ -32,13 +33,9 @@ class Questions:
     def __init__(self, dialogues: list[Messages], tokenizer, longest: int):
         """Raises DataError when no prompt fits."""
         encoded = [render_prompt(messages[:-1], tokenizer) for messages in dialogues]
-        kept = [i for i, ids in enumerate(encoded) if len(ids) <= longest]
+        kept = which_fit(encoded, longest)
         self.ids = [encoded[i] for i in kept]
         self.replies = [dialogues[i][-1]["content"] for i in kept]
-        left_out = len(encoded) - len(kept)
-        print(f"prompts: {len(kept)} kept, {left_out} longer than {longest} tokens left out", flush=True)
-        if not kept:
-            raise DataError(f"none of {len(encoded)} prompts fits into prompt_length = {longest}: raise it")
 
 
 def read_questions(config, split: str, tokenizer) -> Questions:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import sys
 from contextlib import nullcontext
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from gptjax.config import configclass
 from gptjax.data.chat import Messages, read_dialogues
 from gptjax.errors import require
-from gptjax.evaluation.judge import on_topic
+from gptjax.evaluation.judge import chat_questions, on_topic
 from gptjax.generation.engine import TextEngine
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.ranges import Seed
@@ -193,8 +192,7 @@ def load_chat(config: RoadConfig, folder: Path) -> ChatModel:
 
 def chat_test(model: ChatModel, sampling: SamplingConfig) -> list[dict]:
     """Answers to bundled questions that reword questions of the training dialogues."""
-    file = resources.files("gptjax.assets") / "chat_questions.json"
-    questions = json.loads(file.read_text(encoding="utf-8"))
+    questions = chat_questions()
     dialogues = [[{"role": "user", "content": q["question"]}] for q in questions]
     replies = model.replies(dialogues, sampling, list(range(len(dialogues))))
     return [

@@ -4,16 +4,14 @@ The alignment tax (Ouyang et al. 2022, table 14) and over-optimisation (Gao et a
 read off a run's own rows, under names that begin with `tracked/`.
 """
 
-import json
 from dataclasses import replace
-from importlib import resources
 
 import jax
 import numpy as np
 
 from gptjax.config import configclass
 from gptjax.data.chat import render_prompt
-from gptjax.evaluation.judge import on_topic
+from gptjax.evaluation.judge import chat_questions, on_topic
 from gptjax.generation.decode import left_pad
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.ranges import Count, Natural
@@ -69,8 +67,7 @@ def make_chat_test(base: TrainedModel, answer_tokens: int):
     """
     if not answer_tokens:
         return lambda params: {}
-    file, tokenizer = resources.files("gptjax.assets") / "chat_questions.json", base.tokenizer
-    questions = json.loads(file.read_text(encoding="utf-8"))
+    questions, tokenizer = chat_questions(), base.tokenizer
     ids = [render_prompt([{"role": "user", "content": q["question"]}], tokenizer) for q in questions]
     longest = max(map(len, ids))
     check_fit({"tracking.answer_tokens and the question": longest + answer_tokens}, {"": base})
