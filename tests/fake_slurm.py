@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 CLOUD = Path(os.environ["FAKE_CLOUD"])
@@ -23,7 +24,7 @@ def write_job(state, code=0):
 def sbatch(words):
     write_job("PENDING")
     subprocess.Popen(
-        [sys.executable, __file__, "controller", words[-1]],
+        [sys.executable, "-SI", __file__, "controller", words[-1]],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -49,7 +50,7 @@ def controller(words):
 
 def srun(words):
     """Runs one process for each task; as srun, says the largest of their exit codes."""
-    options = [word for word in words if word.startswith("--")]
+    options = list(takewhile(lambda word: word.startswith("--"), words))
     command, named = words[len(options) :], dict(word[2:].split("=", 1) for word in options)
     (CLOUD / "tasks").mkdir(exist_ok=True)
     tasks = []
@@ -92,7 +93,7 @@ def scontrol(words):
 
 name = Path(sys.argv[0]).name
 words = sys.argv[1:]
-if name == Path(__file__).name:
+if words[0] == "controller":
     name, *words = words
 else:
     with (CLOUD / "calls.jsonl").open("a") as file:

@@ -59,10 +59,10 @@ def cloud(tmp_path, monkeypatch):
     commit("a commit")
     for name in ("gcloud", "sbatch", "srun", "squeue", "sacct", "scancel", "scontrol"):
         file = ROOT / "tests" / ("fake_gcloud.py" if name == "gcloud" else "fake_slurm.py")
-        program(fake / name, f"#!{sys.executable}\n{file.read_text()}")
+        program(fake / name, f"#!{sys.executable} -SI\n{file.read_text()}")
     for name in ("xpk", "kubectl"):
         say = f"import json, sys; open({str(tmp_path)!r} + '/cloud/calls.jsonl', 'a').write("
-        program(fake / name, f"#!{sys.executable}\n{say}json.dumps([{name!r}, *sys.argv[1:]]) + chr(10))\n")
+        program(fake / name, f"#!{sys.executable} -SI\n{say}json.dumps([{name!r}, *sys.argv[1:]]) + chr(10))\n")
     program(
         fake / "gcsfuse",
         '#!/bin/bash\nrmdir "$3"; mkdir -p "$FAKE_CLOUD/buckets/$2"; ln -s "$FAKE_CLOUD/buckets/$2" "$3"',
@@ -356,7 +356,7 @@ def test_a_dry_run_prints_every_command_and_does_nothing(cloud, capfd, words, pr
         if not line.startswith(("#", " ", "env", "launch"))
     ]
     assert set(programs) <= set(typed)
-    assert "bash run.sh 'a b'" in shown
+    assert all(word in shown for word in ("bash run.sh", "a b"))
     assert not (cloud / "calls.jsonl").exists() and not Path(".launch").exists() and not Path("runs").exists()
 
 

@@ -65,7 +65,7 @@ class Stop:
     def _handle(self, *_):
         self.asked = True
         for worker in self.workers:
-            worker.poll() is None and worker.send_signal(signal.SIGTERM)
+            worker.send_signal(signal.SIGTERM)  # those that have ended are left alone
 
 
 def start_workers(launch: Launch, attempt: int) -> tuple[list[subprocess.Popen], Thread]:
@@ -114,15 +114,15 @@ def free_port() -> int:
 def wait_for(workers: list[subprocess.Popen]) -> list[int]:
     """The workers' exit codes; who has not left some time after another has failed is killed."""
     limit = None
-    while any(worker.poll() is None for worker in workers):
-        failed = [exit_code(worker.returncode) for worker in workers if worker.returncode]
+    while None in (codes := [worker.poll() for worker in workers]):
+        failed = [exit_code(code) for code in codes if code]
         if failed and limit is None:
             limit = time.monotonic() + (TO_SAVE if set(failed) == {RESUBMIT} else TO_NOTICE)
         if limit is not None and time.monotonic() > limit:
             for worker in workers:
-                worker.poll() is None and worker.kill()
+                worker.kill()  # those that have ended are left alone
         time.sleep(0.1)
-    return [exit_code(worker.returncode) for worker in workers]
+    return [exit_code(code) for code in codes]
 
 
 def status(launch: Launch, shell: Shell) -> int:

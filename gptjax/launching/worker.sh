@@ -61,7 +61,7 @@ supervise() {
 }
 
 follow() { # shows the log until the run ends
-    tail -n +1 -F --pid="$(cat pid)" worker.log 2>/dev/null
+    tail -n +1 -F --sleep-interval=0.2 --pid="$(cat pid)" worker.log 2>/dev/null
 }
 
 state() { # "ended CODE", "running" or "lost"; "stopped" is added once a person has asked for it
