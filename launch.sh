@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
-# The one door: makes .venv, installs what the command needs, runs it.
+# The one door: makes .venv, installs what the command needs, runs it, here or on a pod.
 set -euo pipefail
-
-memory=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
 
 usage() {
     cat <<'USAGE'
@@ -15,13 +13,18 @@ usage: ./launch.sh COMMAND [--dry-run] [ARGUMENTS]
   chat [RUN] [ARGUMENTS]    talk to a run's model; without RUN, to SmolLM2-135M-Instruct, which is fetched once
                             (93 MB). ARGUMENTS go to `gptjax chat`, such as --temperature 0
   local -- COMMAND ...      any command inside the environment, such as: local -- gptjax chat runs/quickstart
+  local|tpu|slurm|xpk OPTIONS -- COMMAND ...
+                            the same as several processes here (local --processes 2), on a Cloud TPU slice, as a
+                            SLURM job, on a GKE cluster; again after exit code 75. OPTIONS: ./launch.sh tpu --help
+  status|logs|stop NAME     how such a launch does, its log, its end
   --help                    this text
 
   --dry-run                 print the commands instead of running them
 
 environment:
   ACCELERATOR=cuda12|cuda13|tpu   install JAX for this accelerator (default: the CPU only)
-  GLIBC_TUNABLES=...              how memory is handed out (default: large buffers are kept, in huge pages)
+  XLA_FLAGS=..., LIBTPU_INIT_ARGS=..., GLIBC_TUNABLES=...
+                                  instead of those in gptjax/launching/environments.py, which are printed at start
   PYTHON=/path/to/python          the Python to make .venv from (default: the newest of 3.13, 3.12, 3.11)
 USAGE
 }
@@ -38,6 +41,11 @@ run() { # run COMMAND ...: runs it, or prints it under --dry-run
     else
         "$@"
     fi
+}
+
+run_last() { # run_last COMMAND ...: as `run`, and becomes it, so that signals reach it
+    [[ $dry_run == yes ]] || exec "$@"
+    run "$@"
 }
 
 is_new_enough() { # is_new_enough PYTHON
@@ -58,6 +66,32 @@ find_python() {
         fi
     done
     fail 2 "no Python 3.11 or newer was found: install one, or name it with PYTHON=/path/to/python"
+}
+
+any_python() { # .venv's, or the one to make it from
+    if [[ -x .venv/bin/python ]]; then
+        echo .venv/bin/python
+    else
+        find_python
+    fi
+}
+
+set_environment() { # sets what the accelerator's table has and the caller has not, and says so
+    local python table line name
+    python=$(any_python)
+    table=$("$python" gptjax/launching/environments.py "${ACCELERATOR:-cpu}")
+    while IFS= read -r line; do
+        name=${line%%=*}
+        [[ -n ${!name+set} ]] || export "${line?}"
+        echo "environment (${ACCELERATOR:-cpu}): $name=${!name}" >&2
+    done <<<"$table"
+}
+
+launching() { # launching WORDS ...: the launcher of several processes and of pods
+    local python
+    python=$(any_python)
+    [[ $dry_run == no ]] || set -- "$1" --dry-run "${@:2}"
+    exec "$python" -m gptjax.launching "$@"
 }
 
 make_environment() {
@@ -125,18 +159,18 @@ main() {
         fi
     done
     set -- ${words[@]+"${words[@]}"}
-    # A step's buffers are kept and lie in huge pages, else the kernel clears and maps them anew for every step.
-    export GLIBC_TUNABLES=${GLIBC_TUNABLES-$memory}
     command=${1:-}
     shift || true
     case $command in
     quickstart)
         install data,report,chat
-        run .venv/bin/gptjax train experiments/quickstart.py --name quickstart "$@"
+        set_environment
+        run_last .venv/bin/gptjax train experiments/quickstart.py --name quickstart "$@"
         ;;
     test)
         install dev
-        run .venv/bin/python -m pytest "$@"
+        set_environment
+        run_last .venv/bin/python -m pytest "$@"
         ;;
     chat)
         install data,report,chat,hub
@@ -144,20 +178,25 @@ main() {
             fetch_smollm2
             set -- runs/smollm2 "$@"
         fi
-        run .venv/bin/gptjax chat "$@"
+        set_environment
+        run_last .venv/bin/gptjax chat "$@"
         ;;
     local)
-        [[ ${1:-} == -- && $# -gt 1 ]] || fail 2 "write: ./launch.sh local -- COMMAND ..."
-        shift
+        [[ ${1:-} != --help ]] || launching local --help
+        [[ " $* " == *" -- "?* ]] || fail 2 "write: ./launch.sh local -- COMMAND ..."
         install data,report,chat,hub
-        PATH=$PWD/.venv/bin:$PATH run "$@"
+        set_environment
+        export PATH=$PWD/.venv/bin:$PATH
+        [[ $1 == -- ]] || launching local "$@"
+        run_last "${@:2}"
         ;;
+    tpu | slurm | xpk | status | logs | stop) launching "$command" "$@" ;;
     -h | --help | help) usage ;;
     '')
         usage >&2
         exit 2
         ;;
-    *) fail 2 "unknown command '$command': it is quickstart, test, chat or local; see ./launch.sh --help" ;;
+    *) fail 2 "unknown command '$command': it is quickstart, test, chat, local, tpu, slurm, xpk, status, logs or stop; see ./launch.sh --help" ;;
     esac
 }
 

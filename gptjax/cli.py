@@ -187,6 +187,7 @@ def _train(arguments: list[str]) -> int:
 def _run(config: object, folder: Path) -> int:
     from gptjax.config import ConfigError
     from gptjax.environment import run_header
+    from gptjax.sharding.distributed import join_cluster
 
     module = importlib.import_module(type(config).__module__)
     if not hasattr(module, "run"):
@@ -197,6 +198,7 @@ def _run(config: object, folder: Path) -> int:
     use_compilation_cache()
     # Outside the training loop, which saves first, there is nothing to save: the same command resumes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESUBMIT))
+    join_cluster()
     print(run_header(config), flush=True)
     print(f"run folder {folder}", flush=True)
     module.run(config, folder)

@@ -110,7 +110,10 @@ def installed_packages() -> dict[str, str]:
 
 
 def git_revision() -> str:
-    """The commit of the source tree, with `+changes` when tracked files differ from it."""
+    """The commit of the source tree, with `+changes` when tracked files differ from it.
+
+    A tree that was shipped without its history is told by GPTJAX_REVISION, which the launcher sets.
+    """
     source = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -123,7 +126,9 @@ def git_revision() -> str:
         changed = bool(revision) and bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.TimeoutExpired):
         return "unknown: git did not answer"
-    return revision + ("+changes" if changed else "") if revision else "not a git checkout"
+    if not revision:
+        return os.environ.get("GPTJAX_REVISION") or "not a git checkout"
+    return revision + ("+changes" if changed else "")
 
 
 def accelerators_present(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> list[str]:

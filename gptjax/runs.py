@@ -91,7 +91,7 @@ def write_jsonl_atomic(path: str | Path, rows: Iterable[typing.Any]) -> None:
 
 def _write_atomic(path: str | Path, text: str) -> None:
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{jax.process_index()}-{os.getpid()}.tmp")
     with unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

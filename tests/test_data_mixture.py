@@ -1,4 +1,4 @@
-"""The order of the data is a function of the step, whatever the number of processes."""
+"""The order of the data is a function of the step."""
 
 import numpy as np
 import pytest
@@ -24,14 +24,6 @@ def test_a_batch_depends_on_the_step_alone():
     assert in_order[0].shape == (8, 3) and in_order[0].dtype == np.int32
     assert not (in_order[0] == in_order[1]).all()
     assert not (mixture(seed=1).batch_at(0) == in_order[0]).all()
-
-
-@pytest.mark.parametrize("processes", [2, 4, 8])
-def test_processes_share_the_global_batch(processes):
-    whole = mixture().batch_at(5)
-    for index in range(processes):
-        part = mixture().batch_at(5, process_index=index, process_count=processes)
-        assert (part == whole[index::processes]).all()
 
 
 def test_shares_are_those_of_the_weights_and_need_no_sum_of_one():
@@ -75,8 +67,3 @@ def test_dicts_of_arrays_stay_together():
 def test_what_can_not_be_mixed_is_refused(sources, weights, message):
     with pytest.raises(DataError, match=message):
         Mixture(sources, weights, 4, 0)
-
-
-def test_a_batch_that_does_not_divide_by_the_processes_is_refused():
-    with pytest.raises(DataError, match="8 rows doesn't divide by 3"):
-        mixture().batch_at(0, process_index=0, process_count=3)

@@ -151,10 +151,6 @@ def test_a_batch_is_a_function_of_its_step_and_the_seed(encoded):
         or (first.batch_at(s)["tokens"] != other.batch_at(s)["tokens"]).any()
         for s in range(3)
     )
-    halves = [first.batch_at(7, process, 2)["sources"] for process in range(2)]
-    np.testing.assert_array_equal(
-        np.stack(halves, 1).reshape(-1, halves[0].shape[1]), first.batch_at(7)["sources"]
-    )
 
 
 def test_a_pair_that_fits_nowhere_is_refused():

@@ -32,6 +32,8 @@ from gptjax import cli
 from gptjax.config import ConfigError, load_experiment, to_json
 from gptjax.data.quality import DataError
 from gptjax.errors import WAITING
+from gptjax.launching.__main__ import PLATFORMS
+from gptjax.launching.environments import ENVIRONMENTS
 from gptjax.models.lora import LoraConfig
 from gptjax.models.quantization import QuantizationConfig
 from gptjax.overrides import override
@@ -184,6 +186,13 @@ def test_every_command_runs(page, command, workplace, capsys):
     elif words[:2] == ["./launch.sh", "chat"]:
         ran = subprocess.run(f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True)
         assert ran.returncode == 0 and "gptjax chat runs/smollm2" in ran.stdout, ran.stderr
+    elif words[:1] == ["./launch.sh"] and words[1] in PLATFORMS:
+        typed = shlex.join([*words[:2], "--dry-run", *words[2:]])
+        ran = subprocess.run(typed, shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert shlex.join(words[words.index("--") + 1 :]) in ran.stdout
+        named = re.search(r"experiments/\S+\.py", command)[0]
+        assert (ROOT / named).exists(), f"{page} launches {named}, which is not there"
     elif "./launch.sh" in words:
         ran = subprocess.run(f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
@@ -305,6 +314,15 @@ def test_exit_codes_are_those_of_the_code():
     codes = {int(row[0]) for row in table("docs/configuration.md", "Exit codes")}
     errors = (ConfigError, DataError, TrainingStopped, self_check.SelfCheckFailed)
     assert codes == {0, 1, 130, WAITING, RESUBMIT, cli.BROKEN_PIPE} | {error.exit_code for error in errors}
+
+
+def test_environments_are_those_of_the_code():
+    shown = {
+        (accelerator, row[1])
+        for row in table("docs/launching.md", "Flags and environment")
+        for accelerator in (ENVIRONMENTS if row[0] == "all" else row[0].split(", "))
+    }
+    assert shown == {(name, variable) for name, own in ENVIRONMENTS.items() for variable in own}
 
 
 def test_rules_are_those_of_the_code():

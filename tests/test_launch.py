@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.launching.environments import ENVIRONMENTS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -18,6 +20,10 @@ def launch(tmp_path):
     checkout.mkdir()
     for name in ("launch.sh", "setup.cfg"):
         shutil.copy(ROOT / name, checkout)
+    for file in (ROOT / "gptjax").glob("*.py"):
+        (checkout / "gptjax").mkdir(exist_ok=True)
+        shutil.copy(file, checkout / "gptjax")
+    shutil.copytree(ROOT / "gptjax/launching", checkout / "gptjax/launching")
 
     def run(*words, **environment):
         clean = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
@@ -40,15 +46,16 @@ def write_script(path, text):
 
 
 def fake_environment(checkout):
-    """A .venv whose programs say how they were called."""
+    """A .venv whose programs say how they were called; its Python does what launch.sh itself asks of it."""
+    own = f'case "$*" in *gptjax*launching*) exec {sys.executable} "$@" ;; -c*) ;;'
     for name in ("python", "gptjax"):
-        write_script(checkout / ".venv" / "bin" / name, f'[[ $1 == -c ]] || echo "{name} called with $*"')
+        write_script(checkout / ".venv" / "bin" / name, f'{own} *) echo "{name} called with $*" ;; esac')
 
 
 def test_help_explains_every_command(launch):
     shown = launch("--help")
     assert shown.returncode == 0
-    for word in ("quickstart", "test", "chat", "local", "--dry-run", "ACCELERATOR", "PYTHON"):
+    for word in ("quickstart", "test", "chat", "local", "tpu", "stop", "--dry-run", "ACCELERATOR", "PYTHON"):
         assert word in shown.stdout
 
 
@@ -109,7 +116,7 @@ def test_no_torch_and_no_accelerator_unless_asked():
         (["quickstart"], {"ACCELERATOR": "gpu"}, "ACCELERATOR=gpu is unknown: it is cuda12, cuda13 or tpu"),
         (["quickstart"], {"PYTHON": "/bin/false"}, "PYTHON=/bin/false is not a Python of version 3.11"),
         (["quickstart"], {"PYTHON": "", "PATH": "/nowhere"}, "no Python 3.11 or newer was found"),
-        (["quikstart"], {}, "unknown command 'quikstart': it is quickstart, test, chat or local"),
+        (["quikstart"], {}, "unknown command 'quikstart': it is quickstart, test, chat, local, tpu"),
         (["local", "ls"], {}, "write: ./launch.sh local -- COMMAND ..."),
         (["local", "--"], {}, "write: ./launch.sh local -- COMMAND ..."),
     ],
@@ -172,6 +179,64 @@ def test_local_runs_a_command_inside_the_environment(launch):
     assert shown.stdout.splitlines()[-1] == "gptjax called with env --json"
 
 
+def test_the_table_of_the_accelerator_is_set_and_said(launch):
+    fake_environment(launch.checkout)
+    write_script(launch.checkout / ".venv/bin/gptjax", "env")
+    shown = launch("local", "--", "gptjax", ACCELERATOR="cuda12", XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
+    expected = ENVIRONMENTS["cuda12"] | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
+    seen = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+    assert {name: seen[name] for name in expected} == expected
+    said = [f"environment (cuda12): {name}={value}" for name, value in expected.items()]
+    assert shown.stderr.splitlines() == said
+    assert "environment (cpu): GLIBC_TUNABLES=glibc.malloc" in launch("local", "--", "gptjax").stderr
+
+
+def test_an_empty_setting_is_a_setting(launch):
+    fake_environment(launch.checkout)
+    write_script(launch.checkout / ".venv/bin/gptjax", 'echo "[$GLIBC_TUNABLES]"')
+    assert launch("local", "--", "gptjax", GLIBC_TUNABLES="").stdout.splitlines()[-1] == "[]"
+
+
+def test_several_processes_are_launched_in_the_environment(launch):
+    fake_environment(launch.checkout)
+    write_script(
+        launch.checkout / ".venv/bin/gptjax", 'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*"; exit $2'
+    )
+    shown = launch("local", "--processes", "2", "--name", "two", "--", "gptjax", "train", "0")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[-1] == "0 of 2: train 0"
+    log = launch.checkout / ".launch/two/worker-1.log"
+    assert log.read_text().splitlines()[-1] == "1 of 2: train 0"
+    assert launch("local", "--processes", "2", "--", "gptjax", "train", "64").returncode == 64
+    assert "two: not running" in launch("status", "two").stdout
+
+
+def test_the_launcher_needs_no_environment_and_a_dry_run_reaches_it(launch):
+    subprocess.run(["git", "init", "--quiet"], cwd=launch.checkout, check=True)
+    author = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    subprocess.run(["git", *author, "commit", "--quiet", "--allow-empty", "-m", "x"], cwd=launch.checkout)
+    words = (
+        "--dry-run",
+        "--type",
+        "v5p-8",
+        "--zone",
+        "z",
+        "--bucket",
+        "b",
+        "--",
+        "gptjax",
+        "env",
+        "--dry-run",
+    )
+    shown = launch("tpu", *words)
+    assert shown.returncode == 0, shown.stderr
+    assert "gcloud compute tpus tpu-vm create tpu --accelerator-type v5p-8" in shown.stdout
+    assert "./launch.sh local -- gptjax env --dry-run\n" in shown.stdout
+    assert not (launch.checkout / ".venv").exists() and not (launch.checkout / ".launch").exists()
+    assert "--bucket BUCKET" in launch("tpu", "--help").stdout
+    assert "--processes" in launch("local", "--help").stdout
+
+
 def test_chat_without_a_run_fetches_a_model_once(launch):
     shown = launch("chat", "--dry-run", "--temperature", "0")
     assert shown.returncode == 0, shown.stderr
@@ -207,6 +272,6 @@ def test_a_model_that_cannot_be_fetched_is_said_so(launch):
 def test_the_scripts_are_clean():
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed")
-    for script in ("launch.sh", ".ci/run"):
+    for script in ("launch.sh", ".ci/run", "gptjax/launching/worker.sh"):
         done = subprocess.run(["shellcheck", ROOT / script], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout

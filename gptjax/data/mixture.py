@@ -33,18 +33,13 @@ class Mixture:
         total = sum(weights.values())
         self._order = grain.MapDataset.mix(tagged, weights=[weight / total for weight in weights.values()])
 
-    def batch_at(self, step: int, process_index: int = 0, process_count: int = 1) -> Rows:
-        """The rows of batch `step` that belong to one process: rows [process_index::process_count].
+    def batch_at(self, step: int) -> Rows:
+        """The rows of batch `step`, the same in every process; `sharding.mesh.place` hands each its own."""
+        return self.rows(step * self.batch_size, self.batch_size)
 
-        Raises DataError when the batch doesn't divide by the processes.
-        """
-        return self.rows(step * self.batch_size, self.batch_size, process_index, process_count)
-
-    def rows(self, first: int, count: int, process_index: int = 0, process_count: int = 1) -> Rows:
-        """Rows `first` to `first + count` of the whole order, those of one process as in `batch_at`."""
-        if count % process_count:
-            raise DataError(f"a batch of {count} rows doesn't divide by {process_count} processes")
-        places = [self._order[i] for i in range(first + process_index, first + count, process_count)]
+    def rows(self, first: int, count: int) -> Rows:
+        """Rows `first` to `first + count` of the whole order."""
+        places = [self._order[i] for i in range(first, first + count)]
         if isinstance(self._sources[0], dict):
             return {
                 name: np.stack([self._sources[index][name][row] for index, row in places])

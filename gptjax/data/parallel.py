@@ -213,11 +213,11 @@ class PairBatches:
         counts = [-(-len(pairs) // (tokens // length)) for length, pairs in filled.items()]
         self._cycle, self._seed = np.repeat(np.arange(len(counts)), counts), seed
 
-    def batch_at(self, step: int, process_index: int = 0, process_count: int = 1) -> dict[str, np.ndarray]:
-        """The rows of batch `step` that belong to one process, as `pair_rows` gives them."""
+    def batch_at(self, step: int) -> dict[str, np.ndarray]:
+        """The rows of batch `step`, as `pair_rows` gives them."""
         cycle, place = divmod(step, len(self._cycle))
         order = np.random.default_rng([self._seed, cycle]).permutation(self._cycle)
         bucket = order[place]
         # How often this bucket has had its turn before.
         turn = cycle * int((self._cycle == bucket).sum()) + int((order[:place] == bucket).sum())
-        return self._mixtures[bucket].batch_at(turn, process_index, process_count)
+        return self._mixtures[bucket].batch_at(turn)

@@ -40,7 +40,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """The mesh over the first `config.size` devices.
 
     Raises:
-        ConfigError: fewer devices are there than the mesh asks for, or none that JAX can use.
+        ConfigError: fewer devices are there than the mesh asks for, or none that JAX can use, or the mesh
+            leaves a process without a device.
     """
     devices = find_devices()
     if config.size > len(devices):
@@ -48,6 +49,12 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"the mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} needs {config.size} "
             f"devices, but JAX sees {len(devices)} ({devices[0].platform}): lower mesh.data, mesh.fsdp or "
             "mesh.tensor"
+        )
+    busy = {device.process_index for device in devices[: config.size]}
+    if len(busy) < jax.process_count():
+        raise ConfigError(
+            f"the mesh of {config.size} devices leaves {jax.process_count() - len(busy)} of "
+            f"{jax.process_count()} processes without one: raise mesh.data, or start fewer processes"
         )
     shape = (config.data, config.fsdp, config.tensor)
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: config.size])
@@ -68,17 +75,25 @@ def check_batch(batch_size: int, mesh: MeshConfig, accumulate: int = 1) -> None:
 
 
 def place(batch, mesh: Mesh):
-    """This process's rows of a batch as global arrays, split over `data` and `fsdp`.
+    """A batch as global arrays, split over `data` and `fsdp`.
+
+    Every process gives the whole batch, and its devices take the rows that fall to them. So a row's place
+    depends on the mesh alone, not on how many processes share its devices.
 
     Args:
-        batch: tree of numpy arrays `[local rows, ...]`.
+        batch: tree of numpy arrays `[rows, ...]`, the same in every process.
         mesh: from `make_mesh`.
 
     Returns:
-        the tree with `jax.Array` leaves `[global rows, ...]`.
+        the tree with `jax.Array` leaves of the same shapes.
     """
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+    def put(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

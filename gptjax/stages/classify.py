@@ -186,7 +186,7 @@ def run(config: ClassifyConfig, folder: Path) -> None:
     step = make_train_step(loss_fn, count_examples, optimizer, accumulate=config.accumulate)
 
     def batch_at(number):
-        return place(mixture.batch_at(number, jax.process_index(), jax.process_count()), mesh)
+        return place(mixture.batch_at(number), mesh)
 
     tokens_per_step = config.batch_size * rows["tokens"].shape[1] * config.length
     settings = LoopSettings(

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import jax
 from pydantic import Field
 
 from gptjax.config import configclass
@@ -130,7 +129,7 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
     state, step = start_training(config, base, definition, adapters, mesh)
 
     def batch_at(number):
-        return place(mixture.batch_at(number, jax.process_index(), jax.process_count()), mesh)
+        return place(mixture.batch_at(number), mesh)
 
     tokens_per_step = config.batch_size * config.length
     settings = LoopSettings(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.byte_level import ByteLevelTokenizer
@@ -22,6 +23,7 @@ from gptjax.models.functional import ModelDefinition, Params
 from gptjax.models.glm import GLM
 from gptjax.models.heads import EncoderModel, LanguageModel, MaskedLanguageModel, ScalarModel
 from gptjax.runs import write_json_atomic
+from gptjax.sharding.distributed import wait_for_all
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
 
@@ -73,6 +75,8 @@ def parameter_digest(params: Params) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
+        if not getattr(leaf, "is_fully_addressable", True):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         # The bytes in place: the largest leaf of a large model is many gigabytes.
         digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     return digest.hexdigest()
@@ -97,10 +101,11 @@ def save_model(
         system_message: see `TrainedModel`.
     """
     target = folder / "model"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    if jax.process_index() == 0:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+    wait_for_all(f"{target} is empty")
     save_tree(target / "params", params)
-    tokenizer.save(target / tokenizer.file_name)
     facts = {
         "kind": kind,
         "config": to_json(config),
@@ -108,7 +113,10 @@ def save_model(
         "digest": parameter_digest(params),
         "system_message": system_message,
     }
-    write_json_atomic(target / "model.json", facts)
+    if jax.process_index() == 0:
+        tokenizer.save(target / tokenizer.file_name)
+        write_json_atomic(target / "model.json", facts)
+    wait_for_all(f"{target} is whole")
 
 
 def model_kind(folder: str | Path) -> str | None:

@@ -160,10 +160,8 @@ def run(config: InfillConfig, folder: Path) -> None:
     )
 
     def batch_at(number):
-        first, count = jax.process_index(), jax.process_count()
-        texts = mixture.batch_at(number, first, count)
-        numbers = range(number * config.batch_size + first, (number + 1) * config.batch_size, count)
-        return place(select(blanks.batch(texts, numbers, config.seed), PACKED), mesh)
+        numbers = range(number * config.batch_size, (number + 1) * config.batch_size)
+        return place(select(blanks.batch(mixture.batch_at(number), numbers, config.seed), PACKED), mesh)
 
     settings = LoopSettings(
         stage="infill",

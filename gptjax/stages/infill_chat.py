@@ -142,8 +142,7 @@ def run(config: InfillChatConfig, folder: Path) -> None:
     tokens_per_step = config.batch_size * config.length
 
     def batch_at(number):
-        batch = mixture.batch_at(number, jax.process_index(), jax.process_count())
-        return place(select(batch, PACKED), mesh)
+        return place(select(mixture.batch_at(number), PACKED), mesh)
 
     settings = LoopSettings(
         stage="infill_chat",

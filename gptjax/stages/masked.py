@@ -171,7 +171,7 @@ def run(config: MaskedConfig, folder: Path) -> None:
     print(f"masked: {definition.parameter_count:,} parameters, rows: {counts}", flush=True)
 
     def batch_at(number):
-        return place(mixture.batch_at(number, jax.process_index(), jax.process_count()), mesh)
+        return place(mixture.batch_at(number), mesh)
 
     tokens_per_step = config.batch_size * config.length
     settings = LoopSettings(

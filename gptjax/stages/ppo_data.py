@@ -1,7 +1,5 @@
 """What PPO and its kin read: prompts, and the rows of PPO-ptx."""
 
-import jax
-
 from gptjax.data.chat import Messages, render_prompt
 from gptjax.data.mixture import Mixture
 from gptjax.data.quality import BadRows, DataError
@@ -70,7 +68,7 @@ def prompt_rows(prompts: list[Messages], tokenizer, config):
     tokens, mask = left_pad(encoded, tokenizer.pad_id, config.prompt_length)
     source = {"prompts": {"tokens": tokens, "mask": mask}}
     mixture = Mixture(source, {"prompts": 1.0}, config.batch_size, config.seed)
-    return lambda number: mixture.batch_at(number, jax.process_index(), jax.process_count())
+    return mixture.batch_at
 
 
 def ptx_rows(config, tokenizer):
@@ -81,4 +79,4 @@ def ptx_rows(config, tokenizer):
     )
     weights = {text_name(source): weight for source, weight in config.corpora.items()} | config.dialogues
     mixture = Mixture(rows, weights, config.ptx_rows, config.seed)
-    return lambda number: mixture.batch_at(number, jax.process_index(), jax.process_count())
+    return mixture.batch_at

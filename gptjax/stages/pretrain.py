@@ -182,7 +182,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     print(f"pretrain: {definition.parameter_count:,} parameters, {tokens:,} tokens", flush=True)
 
     def batch_at(number):
-        rows = mixture.rows(*plan.rows(number), jax.process_index(), jax.process_count())
+        rows = mixture.rows(*plan.rows(number))
         return place(select(lm_batch(rows), PLAIN), mesh)
 
     def counted_step(state, batch, key):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from gptjax.data.code_tokens import add_code_tokens, with_infilling
@@ -55,7 +56,8 @@ def token_rows(config, documents: dict[str, list[Document]], tokenizer, folder: 
             packed, dropped = pack_documents(ids, config.length + 1, tokenizer.end_of_text_id)
             print(f"pretrain: {source}: {packed.size:,} tokens, {dropped} in the last partial row left out")
             file.parent.mkdir(exist_ok=True)
-            partial = file.with_suffix(".partial")
+            # Each process writes its own, and all are equal.
+            partial = file.with_suffix(f".{jax.process_index()}.partial")
             with partial.open("wb") as out:
                 np.save(out, packed)
             partial.rename(file)

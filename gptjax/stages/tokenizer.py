@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
+
 from gptjax.config import ConfigError
 from gptjax.data.byte_level import ByteLevelTokenizer
 from gptjax.data.tokenizers import Tokenizer
@@ -39,8 +41,9 @@ def run_tokenizer(
         tokenizer = _checked(named, vocab_size, note)
     else:
         tokenizer = Tokenizer.train(texts, vocab_size, more_specials)
-    # Renamed when whole: a kill while it is written must not leave half a tokenizer behind.
-    partial = folder / f"{tokenizer.file_name}.partial"
+    # Renamed when whole: a kill while it is written must not leave half a tokenizer behind. Each process
+    # writes its own, and all are equal.
+    partial = folder / f"{tokenizer.file_name}.{jax.process_index()}.partial"
     tokenizer.save(partial)
     partial.rename(folder / tokenizer.file_name)
     return tokenizer

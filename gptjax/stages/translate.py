@@ -229,7 +229,7 @@ def run(config: TranslateConfig, folder: Path) -> None:
     print(f"translate: {definition.parameter_count:,} parameters", flush=True)
 
     def batch_at(number):
-        return place(batches.batch_at(number, jax.process_index(), jax.process_count()), mesh)
+        return place(batches.batch_at(number), mesh)
 
     identity = {"tokenizer": tokenizer.hash}
     settings = LoopSettings(
