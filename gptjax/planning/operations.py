@@ -1,7 +1,7 @@
 """Floating-point operations of a program, counted in what JAX traced: matrix products, through every loop."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import jax
 
@@ -15,29 +15,45 @@ class Operations:
     Attributes:
         maps: of products with weights, which have no batch axes.
         attention: of products within a row: queries with keys, weights with values, and their gradients.
+        optimiser: of its update, as Muon has them.
     """
 
     maps: float = 0.0
     attention: float = 0.0
+    optimiser: float = 0.0
+
+    @property
+    def model(self) -> float:
+        """Without the optimiser's."""
+        return self.maps + self.attention
 
     @property
     def total(self) -> float:
-        """Both."""
-        return self.maps + self.attention
+        """All."""
+        return self.model + self.optimiser
 
     def __add__(self, other: "Operations") -> "Operations":
-        return Operations(self.maps + other.maps, self.attention + other.attention)
+        return Operations(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, factor: float) -> "Operations":
         """The same several times."""
-        return Operations(factor * self.maps, factor * self.attention)
+        return Operations(*(factor * one for one in astuple(self)))
 
 
 def operations(program: Program, mesh) -> Operations:
     """The operations of one call; a loop that ends when all replies have is taken to its end."""
+    training = program.training
     with ambient(mesh):
-        jaxpr = jax.make_jaxpr(program.function)(*program.arguments)
-    return count(jaxpr.jaxpr, program.trips)
+        found = count(jax.make_jaxpr(program.function)(*program.arguments).jaxpr, program.trips)
+        if training is None:
+            return found
+
+        def gradient(params, batch, key, *extra):
+            return jax.grad(training.loss, has_aux=True)(params, batch, training.count(batch), key, *extra)
+
+        state, batch, key, *extra = program.arguments
+        of_model = count(jax.make_jaxpr(gradient)(state.params, batch, key, *extra).jaxpr)
+    return replace(of_model, optimiser=max(0.0, found.total - of_model.total))
 
 
 def count(jaxpr, trips: int = 1) -> Operations:

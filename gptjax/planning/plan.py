@@ -168,7 +168,7 @@ def _stage_plan(config, work, with_policy, shapes, topology, compiled, limit) ->
         topology,
         axes,
         done=done.total,
-        model=model.total,
+        model=model.model,
         touched=touched_bytes(work, memory),
         collectives=collectives or [],
     )

@@ -25,9 +25,10 @@ def _stage_json(plan: StagePlan, topology: Topology, price: float | None) -> dic
         "tokens_per_step": work.tokens,
         "steps": work.steps,
         "tokens": work.total,
-        "flops_per_token": plan.model.total / work.tokens,
-        "attention_share": plan.model.attention / plan.model.total,
-        "flops_per_token_done": plan.done.total / work.tokens,
+        "flops_per_token": plan.model.model / work.tokens,
+        "attention_share": plan.model.attention / plan.model.model,
+        "flops_per_token_again": (plan.done.model - plan.model.model) / work.tokens,
+        "flops_per_token_optimiser": plan.done.optimiser / work.tokens,
         "memory": plan.memory,
         "activations": plan.activations,
         "estimated": plan.estimated,
@@ -71,12 +72,11 @@ def _rows(stage: dict, price: float | None):
     """(label, text) of every line of a stage."""
     counts = ", ".join(f"{name} {count:,}" for name, count in stage["parameters"].items())
     yield "parameters", counts.removeprefix("model ")
-    again = stage["flops_per_token_done"] / stage["flops_per_token"] - 1
-    yield (
-        "FLOPs per token",
-        f"{stage['flops_per_token']:.3g}, {stage['attention_share']:.1%} of them attention"
-        + (f"; {again:.0%} more computed again" if again > 0.005 else ""),
-    )
+    whole = stage["flops_per_token"]
+    more = {"computed again": "again", "of the optimiser": "optimiser"}
+    shares = {what: stage[f"flops_per_token_{name}"] / whole for what, name in more.items()}
+    text = "".join(f"; {share:.0%} more {what}" for what, share in shares.items() if share > 0.005)
+    yield "FLOPs per token", f"{whole:.3g}, {stage['attention_share']:.1%} of them attention{text}"
     total = f" x {stage['steps']:,} steps = {stage['tokens']:,}" if stage["steps"] else ""
     yield "tokens", f"{stage['tokens_per_step']:,} a step{total}"
     kinds = ", ".join(f"{kind} {_gib(size)}" for kind, size in stage["memory"].items())
