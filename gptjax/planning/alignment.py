@@ -99,17 +99,15 @@ def ppo_work(config: PpoConfig, shapes: Shapes, mesh) -> Work:
         mesh, tokens=((B, config.prompt_length), jnp.int32), mask=((B, config.prompt_length), jnp.bool_)
     )
     replies = _rollout(B, config.prompt_length, T, mesh)
+    judges = {"reward": reward}
+    if config.tracking is not None and config.tracking.gold:
+        gold = shapes.base(config.tracking.gold, "tracking.gold", "scalar")
+        judges["gold"] = parameters(ModelDefinition(ScalarModel, gold), mesh)
     return Work(
         "ppo",
         config.mesh,
         language.config,
-        held={
-            "policy": policy,
-            "critic": critic,
-            "ema": policy.params,
-            "reference": reference,
-            "reward": reward,
-        },
+        held={"policy": policy, "critic": critic, "ema": policy.params, "reference": reference, **judges},
         programs=[
             Program(
                 "rollout",

@@ -101,7 +101,8 @@ def compile_stages(stages: dict, shapes: Shapes, topology: Topology, say=print) 
 
 
 def _environment(topology: Topology) -> dict[str, str]:
-    own = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    # A program out of the cache does not say what it was made of.
+    own = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     if topology.chip.platform == "cpu":
         # Where buffers lie is decided before LLVM sees the program.
         own["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
