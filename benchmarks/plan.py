@@ -70,7 +70,17 @@ def make(file: Path, where: str) -> dict:
     plans = plan(load_experiment(file), run_name(file), topology, experiments=experiments)
     print(plan_text(plans, topology), flush=True)
     found = plan_json(plans, topology)
-    return {"experiment": run_name(file), "seconds": time.monotonic() - begun} | found
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    facts = {"experiment": run_name(file), "commit": git_revision(), "compiler_gib": children}
+    return facts | {"seconds": time.monotonic() - begun} | found
+
+
+def with_earlier(found: list[dict], stem: Path) -> list[dict]:
+    """The plans that were made, after those of the same day that were not made anew."""
+    file = stem.with_suffix(".json")
+    earlier = json.loads(file.read_text("utf-8"))["plans"] if file.exists() else []
+    names = [(made["experiment"], made["topology"]) for made in found]
+    return [made for made in earlier if (made["experiment"], made["topology"]) not in names] + found
 
 
 def rows(found: list[dict]) -> list[dict]:
@@ -112,27 +122,28 @@ def bounds(found: list[dict]) -> list[dict]:
 def main() -> None:
     """Makes the plans and writes `plan-<date>.json` and `.md`."""
     asked = options().parse_args()
+    folder, today = asked.results or (None if asked.quick else FOLDER), date.today().isoformat()
     found = [make(*one) for one in chosen(asked)]
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    found = found if folder is None else with_earlier(found, folder / f"plan-{today}")
+    held = max(made["compiler_gib"] for made in found)
     result = {
         "benchmark": "plan",
-        "date": date.today().isoformat(),
+        "date": today,
         "machine": describe_machine(),
         "commit": git_revision(),
         "packages": installed_packages(),
         "settings": {"quick": asked.quick, "only": asked.only},
         "status": ("quick: " if asked.quick else "")
-        + f"Compiled without devices; the largest process held {children:.1f} GiB. Seconds are of this "
+        + f"Compiled without devices; the largest compiler held {held:.1f} GiB. Seconds are of this "
         "machine, bounds are arithmetic on data sheets: nothing here was run on an accelerator.",
         "note": asked.note,
         "tables": {"Memory a device": rows(found), "Bounds": bounds(found)},
     }
     text = markdown(result)
     print(text)
-    folder = asked.results or (None if asked.quick else FOLDER)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        stem = folder / f"plan-{result['date']}"
+        stem = folder / f"plan-{today}"
         stem.with_suffix(".json").write_text(json.dumps(result | {"plans": found}, indent=1) + "\n", "utf-8")
         stem.with_suffix(".md").write_text(text, "utf-8")
         print(f"written: {stem}.json and .md")

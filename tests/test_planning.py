@@ -96,7 +96,7 @@ def test_operations_are_those_of_the_formula(loop):
 
 
 def test_what_is_computed_again():
-    """A block's forward pass once more: a third of its operations, and none of the output matrix's."""
+    """A block's forward pass once more, but for its last map, whose result nothing needs."""
     mesh = abstract_mesh(MeshConfig())
     plain, again = (
         operations(work_of(pretraining(), Shapes(remat=policy)).programs[0], mesh)
@@ -104,7 +104,8 @@ def test_what_is_computed_again():
     )
     assert again.attention == pytest.approx(plain.attention * 4 / 3)
     output = 6 * 8 * 24 * 96 * 32
-    assert again.maps - output == pytest.approx((plain.maps - output) * 4 / 3)
+    last = 3 * 2 * 8 * 24 * 80 * 32
+    assert again.maps - plain.maps == pytest.approx((plain.maps - output) / 3 - last)
 
 
 def test_layouts_are_those_of_real_arrays():
@@ -128,7 +129,7 @@ def test_the_estimate_counts_what_the_backward_pass_needs():
     for policy in ("none", "dots", "full"):
         work = work_of(pretraining(), Shapes(remat=policy))
         kinds[policy] = estimate(work, work_of(pretraining(), Shapes(remat="none")))
-    assert kinds["none"]["activations"] > kinds["dots"]["activations"] > kinds["full"]["activations"]
+    assert kinds["none"]["activations"] > kinds["dots"]["activations"] >= kinds["full"]["activations"]
     # What enters each block, what leaves the last, and its gradient beside that of the tied embedding.
     rows = 8 * 24 * 32 * 4
     assert 3 * rows <= kinds["full"]["activations"] <= 8 * rows
@@ -168,12 +169,12 @@ def test_bases_are_found_in_experiments_and_runs(tmp_path):
 
 def test_a_road_hands_its_own_shapes_on():
     road = load_experiment(EXPERIMENTS / "quickstart.py")
-    wide = dataclasses.replace(road.pretrain.model, width=512)
+    wide = dataclasses.replace(road.pretrain.model, width=road.pretrain.model.heads * 64)
     road = dataclasses.replace(road, pretrain=dataclasses.replace(road.pretrain, model=wide))
     shapes = Shapes(EXPERIMENTS)
     stages = stages_of(road, shapes, "quickstart")
     assert list(stages) == ["pretrain", "finetune", "reward", "ppo", "ppo_without_ptx"]
-    assert work_of(stages["ppo"], shapes).model.width == 512
+    assert work_of(stages["ppo"], shapes).model.width == wide.width
 
 
 def test_ppo_holds_four_models():

@@ -57,6 +57,10 @@ backend_config={"known_trip_count":{"n":"3"}}
   %whole = f32[32]{0} all-gather-done(%pair)
   %sent = (f32[7]{0}, f32[7]{0}, u32[], u32[]) collective-permute-start(%x), \
 source_target_pairs={{0,2},{2,4},{4,6},{6,0}}
+  %named = f32[3]{0} all-reduce(%x), replica_groups=mesh['a'=4,'b'=2] {'b'}, to_apply=%add
+  %turned = f32[5]{0} all-to-all(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}
+  %part = f32[9]{0} all-reduce(%x), replica_groups=mesh['a'=8] {'a':(2)2}, to_apply=%add
+  %begun = ((f32[32]{0}), (f32[8]{0})) reduce-scatter-start(%x), replica_groups=[2,4]<=[4,2]T(1,0)
   ROOT %got = f32[8]{0} collective-permute-done(%sent)
 }
 """
@@ -71,6 +75,10 @@ def test_kinds_axes_bytes_and_turns_by_hand():
         ("all-reduce", ("fsdp", "tensor")): (8, 1, 1, (10 + 6) * 4),
         ("all-gather", ("fsdp", "tensor")): (8, 1, 1, 32 * 4),
         ("collective-permute", ("fsdp",)): (2, 1, 1, 7 * 4),
+        ("all-reduce", ("tensor",)): (2, 1, 1, 3 * 4),
+        ("all-to-all", ("fsdp",)): (4, 1, 1, 5 * 4),
+        ("all-reduce", ("fsdp",)): (2, 1, 1, 9 * 4),
+        ("reduce-scatter", ("fsdp",)): (4, 1, 1, 32 * 4),
     }
     assert [c.bytes for c in found] == sorted((c.bytes for c in found), reverse=True)
 

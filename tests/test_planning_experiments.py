@@ -35,14 +35,6 @@ IMPORTED = llama(
 KNOWN = {"runs/smollm2": ("language", IMPORTED)}
 
 
-class Folded(Shapes):
-    """Shapes whose layers are scanned: the same parameters and programs, traced once."""
-
-    def own(self, model):
-        model = super().own(model)
-        return dataclasses.replace(model, loop="scan") if hasattr(model, "loop") else model
-
-
 def spread(config):
     """The stage on the most of eight devices that its batch divides over."""
     for batch in (8, 4, 2, 1):
@@ -57,7 +49,9 @@ def spread(config):
 def planned(file):
     """(stages, shapes) of an experiment; skips where the data that it names is absent."""
     try:
-        config, shapes = load_experiment(ROOT / file), Folded(ROOT / "experiments", KNOWN)
+        config = load_experiment(ROOT / file)
+        # Layers in a loop are the same parameters and programs, traced once.
+        shapes = Shapes(ROOT / "experiments", KNOWN, loop="scan")
         return stages_of(config, shapes, run_name(ROOT / file)), shapes
     except ConfigError as error:
         if "GPTJAX_DATA" in str(error):

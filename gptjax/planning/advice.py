@@ -52,8 +52,11 @@ def suggestions(config, shapes: Shapes, model, measure: Callable, limit: float) 
         measure: (configuration, shapes) -> bytes a device.
         limit: bytes that fit.
     """
-    now, found = measure(config, shapes), []
+    now, found, fitting = measure(config, shapes), [], {}
     for change, make in candidates(config, shapes, model):
+        kind = change.split()[0]
+        if kind in fitting:
+            continue
         try:
             made = make()
             size = now if made is None else measure(*made)
@@ -61,10 +64,6 @@ def suggestions(config, shapes: Shapes, model, measure: Callable, limit: float) 
             continue  # the batch or a matrix does not divide so
         if size < 0.98 * now:
             found.append((change, size))
-    fitting = [one for one in found if one[1] <= limit]
-    seen, first = set(), []
-    for change, size in fitting:
-        if change.split()[0] not in seen:
-            first.append((change, size))
-            seen.add(change.split()[0])
-    return first or sorted(found, key=lambda one: one[1])[:3]
+        if size <= limit:
+            fitting[kind] = change, size
+    return list(fitting.values()) or sorted(found, key=lambda one: one[1])[:3]

@@ -161,7 +161,10 @@ def _collective(line: str, axes: dict[str, int]) -> tuple[tuple, float] | None:
         shapes = shapes[1:2]
     groups = _groups(rest, axes)
     devices = groups.shape[1] if groups.size else int(np.prod(list(axes.values())))
-    size = sum(shapes) * (devices if kind == "reduce-scatter" else 1)
+    if name == "reduce-scatter-start":
+        size = sum(shapes[: len(shapes) // 2])
+    else:
+        size = sum(shapes) * (devices if kind == "reduce-scatter" else 1)
     return (kind, _axes_of(groups, axes), devices), size
 
 
@@ -178,14 +181,39 @@ def _groups(rest: str, axes: dict[str, int]) -> np.ndarray:
         ]
         return np.array([group for group in groups if len(group) == len(groups[0])])
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
-    total = int(np.prod(list(axes.values())))
     if not iota:
-        return np.arange(total)[None]
+        return _groups_by_name(rest, int(np.prod(list(axes.values()))))
     shape, dimensions = (tuple(map(int, iota.group(i).split(","))) for i in (1, 2))
     ids = np.arange(np.prod(dimensions)).reshape(dimensions)
     if iota.group(3):
         ids = ids.transpose(tuple(map(int, iota.group(3).split(","))))
     return ids.reshape(shape)
+
+
+def _groups_by_name(rest: str, total: int) -> np.ndarray:
+    """The groups of `mesh['a'=64,'b'=8], device_ids=([8,64]T(1,0)) {'a','b':(2)4}`, XLA's own names of axes.
+
+    `'b':(2)4` is the part of b, 4 long, within which others are numbered 2 long before it.
+    """
+    named = re.search(r"replica_groups=mesh\[([^]]*)\](?:, device_ids=\((.*?\)?)\))? *\{([^}]*)\}", rest)
+    if not named:
+        return np.arange(total)[None]
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named.group(1))}
+    ids = np.arange(int(np.prod(list(sizes.values()))))
+    order = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", named.group(2) or "")
+    if order:
+        ids = ids.reshape([int(n) for n in order.group(1).split(",")])
+        ids = ids.transpose([int(n) for n in order.group(2).split(",")]) if order.group(2) else ids
+    parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named.group(3))
+    inside = {name: (int(before or 1), int(size or sizes[name])) for name, before, size in parts}
+    shape, chosen = [], []
+    for name, size in sizes.items():
+        before, part = inside.get(name, (1, 1))
+        chosen += [len(shape) + 1] if name in inside else []
+        shape += [before, part, size // (before * part)]
+    others = [axis for axis in range(len(shape)) if axis not in chosen]
+    groups = ids.reshape(shape).transpose(others + chosen)
+    return groups.reshape(-1, int(np.prod([shape[axis] for axis in chosen])))
 
 
 def _axes_of(groups: np.ndarray, axes: dict[str, int]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections import Counter
 
 import jax
 
-from gptjax.planning.programs import Program, Training, Work, device_bytes
+from gptjax.planning.programs import Program, Training, Work, device_bytes, random_key
 from gptjax.training.step import TrainState
 
 POLICIES = ("none", "dots", "full")
@@ -36,7 +36,7 @@ def estimate(work: Work, plain: Work) -> dict[str, int]:
             kinds["models"] += device_bytes(tree)
     pairs = zip(work.programs, plain.programs, strict=True)
     updates = [_update(work, *pair) for pair in pairs if pair[0].training]
-    kinds.update(max(updates, key=lambda update: sum(update.values()), default={}))
+    kinds.update(max(updates, key=lambda update: sum(update.values())))
     # The logits and what they become.
     kinds["logits"] = 8 * work.chunk * work.model.vocab_size // (work.mesh.batch_shards * work.mesh.tensor)
     kinds["cache"] = cache_bytes(work)
@@ -64,47 +64,36 @@ def cache_bytes(work: Work) -> int:
 def activation_bytes(work: Work, training: Training) -> int:
     """What the forward pass of a micro-batch keeps for the backward pass, on one device.
 
-    The residuals of `jax.vjp` for the device's own rows, without the parameters and the batch among them.
-    Those with an axis of heads, of the feed-forward width or of the vocabulary are split over `tensor`.
+    The residuals of `jax.vjp` for the device's own rows: what twice as many rows add, so that parameters are
+    not counted. Those with an axis of heads, of the feed-forward width or of the vocabulary are split over
+    `tensor`.
     """
-    batch = jax.tree.map(lambda x: _with_rows(x, training), training.batch)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    return _residual_bytes(work, training, 2) - _residual_bytes(work, training, 1)
+
+
+def _residual_bytes(work: Work, training: Training, factor: int) -> int:
+    def local(leaf):
+        share = max(1, leaf.shape[0] * training.local_rows // training.rows)
+        return jax.ShapeDtypeStruct((factor * share, *leaf.shape[1:]), leaf.dtype)
 
     def residuals(params, batch, key, *extra):
         totals = training.count(batch)
         _, backward = jax.vjp(lambda p: training.loss(p, batch, totals, key, *extra)[0], params)
         return jax.tree.leaves(backward)
 
-    kept = jax.eval_shape(residuals, training.params, batch, key, *training.extra)
-    inputs = Counter(_kind(leaf) for leaf in jax.tree.leaves((training.params, batch, training.extra)))
-    split = _split_sizes(training.model)
-    total = 0
-    for leaf in kept:
-        if inputs[_kind(leaf)] > 0:
-            inputs[_kind(leaf)] -= 1
-            continue
-        parts = work.mesh.tensor if split & set(leaf.shape) else 1
-        total += math.prod(leaf.shape) * leaf.dtype.itemsize // parts
-    return total
+    batch, split = jax.tree.map(local, training.batch), _split_sizes(training.model)
+    kept = jax.eval_shape(residuals, training.params, batch, random_key(), *training.extra)
+    parts = [work.mesh.tensor if split & set(leaf.shape) else 1 for leaf in kept]
+    return sum(leaf.size * leaf.dtype.itemsize // n for leaf, n in zip(kept, parts, strict=True))
 
 
 def _update(work: Work, program: Program, plain: Program) -> dict[str, int]:
-    kept, everything = activation_bytes(work, program.training), activation_bytes(work, plain.training)
-    model = program.training.model
-    layer = 0 if model.remat == "none" else everything // model.layers
+    """What an update needs besides what is held."""
+    model, kept = program.training.model, activation_bytes(work, program.training)
+    layer = 0 if model.remat == "none" else activation_bytes(work, plain.training) // model.layers
     return {"gradients": device_bytes(program.arguments[0].params), "activations": kept, "layer": layer}
-
-
-def _with_rows(leaf, training: Training):
-    """A batch's array with the rows that one device has of a micro-batch."""
-    share = max(1, leaf.shape[0] * training.local_rows // training.rows)
-    return jax.ShapeDtypeStruct((share, *leaf.shape[1:]), leaf.dtype)
 
 
 def _split_sizes(model) -> set[int]:
     """Sizes of the axes of activations that `tensor` splits; a size that the width has too is none."""
     return {model.heads, model.key_heads, model.inner_width, model.vocab_size} - {model.width}
-
-
-def _kind(leaf) -> tuple:
-    return leaf.shape, leaf.dtype

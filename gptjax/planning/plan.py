@@ -106,27 +106,19 @@ def plan(
             shape is not known.
     """
 
-    def find_shapes(remat=None):
-        return Shapes(experiments, known, remat)
-
-    shapes = find_shapes()
+    shapes = Shapes(experiments, known)
     stages = stages_of(config, shapes, name)
     if not stages:
         raise ConfigError(f"a {type(config).__name__} trains nothing, so there is nothing to plan")
     stages = {stage: on_mesh(own, topology, mesh) for stage, own in stages.items()}
-    works = {stage: work_of(own, shapes) for stage, own in stages.items()}
+    for own in stages.values():
+        work_of(own, shapes)  # refuses what cannot be planned, before anything is compiled
     answers = compile_stages(stages, shapes, topology, say) if compiler else {}
     limit = topology.chip.memory if memory is None else memory
-    found = {}
-    for stage, own in stages.items():
-
-        def with_policy(policy, own=own):
-            return work_of(own, Shapes(experiments, shapes.known, policy))
-
-        found[stage] = _stage_plan(
-            own, works[stage], with_policy, shapes, topology, answers.get(stage), limit and USABLE * limit
-        )
-    return found
+    usable = None if limit is None else USABLE * limit
+    return {
+        stage: _stage_plan(own, shapes, topology, answers.get(stage), usable) for stage, own in stages.items()
+    }
 
 
 def on_mesh(config, topology: Topology, mesh: Mapping[str, int] | None):
@@ -157,16 +149,19 @@ def _sentence(error: ValueError) -> str:
     return str(errors[0].get("ctx", {}).get("error", error)) if errors else str(error)
 
 
-def _stage_plan(config, work, with_policy, shapes, topology, compiled, limit) -> StagePlan:
-    plain = with_policy("none")
-    memory, axes = estimate(work, plain), {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
-    activations = {policy: _activations(with_policy(policy), plain) for policy in POLICIES}
-    mesh = abstract_mesh(config.mesh)
+def _stage_plan(config, shapes: Shapes, topology: Topology, compiled, limit) -> StagePlan:
+    works = {policy: _folded(config, shapes, policy) for policy in (None, *POLICIES)}
+    work, plain = works[None], works["none"]
+    memory, mesh = estimate(work, plain), abstract_mesh(config.mesh)
+    activations = {}
+    for policy in POLICIES:
+        kinds = estimate(works[policy], plain)
+        activations[policy] = kinds["activations"] + kinds.get("layer", 0)
     done, model = (_step_operations(one, mesh) for one in (work, plain))
     collectives = None if compiled is None else _step_collectives(work, compiled)
     times = roofline(
         topology,
-        axes,
+        {axis: getattr(config.mesh, axis) for axis in MESH_AXES},
         done=done.total,
         model=model.model,
         touched=touched_bytes(work, memory),
@@ -177,17 +172,15 @@ def _stage_plan(config, work, with_policy, shapes, topology, compiled, limit) ->
         return found
 
     def measure(changed, shapes):
-        work = work_of(changed, shapes)
-        return needed(estimate(work, work_of(changed, Shapes(shapes.experiments, shapes.known, "none"))))
+        return needed(estimate(_folded(changed, shapes), _folded(changed, shapes, "none")))
 
-    return dataclasses.replace(
-        found, advice=suggestions(config, shapes, work.programs[-1].training.model, measure, limit)
-    )
+    trained = work.programs[-1].training.model
+    return dataclasses.replace(found, advice=suggestions(config, shapes, trained, measure, limit))
 
 
-def _activations(work: Work, plain: Work) -> int:
-    kinds = estimate(work, plain)
-    return kinds.get("activations", 0) + kinds.get("layer", 0)
+def _folded(config, shapes: Shapes, remat: str | None = None) -> Work:
+    """The work of a stage with its layers in a loop: the same sizes and operations, traced once."""
+    return work_of(config, shapes.changed(loop="scan", **({"remat": remat} if remat else {})))
 
 
 def _step_operations(work: Work, mesh) -> Operations:

@@ -29,21 +29,25 @@ class Shapes:
     Args:
         experiments: the folder of the experiment files; None is `experiments` here.
         known: shapes that are given instead of looked for.
-        remat: replaces what the backward pass computes again, of every model; None leaves it.
+        changes: fields that every model is planned with instead of its own, such as `remat="none"`.
     """
 
     def __init__(
         self,
         experiments: Path | None = None,
         known: Mapping[str, Shape] | None = None,
-        remat: str | None = None,
+        **changes,
     ):
         self.experiments = experiments or Path("experiments")
-        self.known, self.remat = dict(known or {}), remat
+        self.known, self.changes = dict(known or {}), changes
+
+    def changed(self, **changes) -> "Shapes":
+        """The same with other changes."""
+        return Shapes(self.experiments, self.known, **changes)
 
     def own(self, model):
         """A model's configuration as it is to be planned."""
-        return model if self.remat is None else dataclasses.replace(model, remat=self.remat)
+        return dataclasses.replace(model, **self.changes)
 
     def base(self, folder: str, key: str, *kinds: str):
         """The configuration of the model in a run folder.
