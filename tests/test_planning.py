@@ -177,6 +177,7 @@ def test_a_road_hands_its_own_shapes_on():
     assert work_of(stages["ppo"], shapes).model.width == wide.width
 
 
+@pytest.mark.slow
 def test_ppo_holds_four_models():
     road = load_experiment(EXPERIMENTS / "quickstart.py")
     shapes = Shapes(EXPERIMENTS)
@@ -242,6 +243,7 @@ def test_a_plan_in_words_and_as_json(compiled):
         assert word in text
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_and_what_would_help(capsys):
     command = ["plan", str(EXPERIMENTS / "gpt2/large.py"), "--no-compile", "--memory"]
     assert cli.main([*command, "0.05"]) == 1
@@ -253,6 +255,7 @@ def test_what_does_not_fit_is_told_and_what_would_help(capsys):
     assert found["stages"]["pretrain"]["steps"] == load_experiment(EXPERIMENTS / "gpt2/large.py").steps
 
 
+@pytest.mark.slow
 def test_a_price_and_a_pod(capsys):
     command = ["plan", str(EXPERIMENTS / "scale/gpt3_175b.py"), "--topology", "h100x512", "--no-compile"]
     assert cli.main([*command, "--price", "2", "--json"]) == 0
