@@ -105,7 +105,6 @@ def plan(
         ConfigError: the experiment trains nothing, a mesh has another size than the topology, or a base's
             shape is not known.
     """
-
     shapes = Shapes(experiments, known)
     stages = stages_of(config, shapes, name)
     if not stages:

@@ -95,6 +95,8 @@ def _rows(stage: dict, price: float | None):
         yield "collectives", f"{one['kind']} over {over} ({one['devices']}): {amount}"
     if "seconds_per_step" in stage:
         yield from _times(stage, price)
+    if stage["collectives"] is None and max(stage["mesh"].values()) > 1:
+        yield "not counted", "what devices exchange, which only a compiled program says"
     for sentence in stage["assumed"]:
         yield "assumed", sentence
     yield "verdict", _verdict(stage)
