@@ -1,4 +1,5 @@
-"""The console script `gptjax`: train, sweep, compare, chat, report, replay, import, export, models, env.
+"""The console script `gptjax`: train, plan, sweep, compare, chat, report, replay, import, export, models,
+env.
 
 Nothing heavy is imported before a command runs, so that `gptjax --help` answers at once.
 """
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[:1] == ["train"]:
             code = _train(arguments[1:])
+        elif arguments[:1] == ["plan"]:
+            code = importlib.import_module("gptjax.planning.command").run_plan(arguments[1:])
         else:
             options = _parser().parse_args(arguments)
             code = options.command(options)
@@ -70,8 +73,9 @@ def _output_is_closed() -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gptjax", description="The road from GPT to ChatGPT in JAX.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    # `train` has its own parser, because the keys it takes are those of the experiment.
+    # `train` and `plan` have their own parsers, because the keys they take are those of the experiment.
     commands.add_parser("train", help="run an experiment file, or resume it")
+    commands.add_parser("plan", help="what an experiment needs, takes and costs, without its devices")
 
     sweep = commands.add_parser("sweep", help="run arms x seeds, what is not finished yet")
     sweep.add_argument("file", type=Path, help="a Python file with sweep()")

@@ -155,7 +155,8 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     (folder / "experiments").mkdir()
     shutil.copy(ROOT / "experiments" / "quickstart.py", folder / "experiments")
-    shutil.copytree(ROOT / "experiments" / "instructgpt", folder / "experiments" / "instructgpt")
+    for paper in ("instructgpt", "scale"):
+        shutil.copytree(ROOT / "experiments" / paper, folder / "experiments" / paper)
     for path, text in experiment_files().items():
         (folder / path).write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

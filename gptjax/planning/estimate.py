@@ -1,0 +1,99 @@
+"""Bytes a device needs, by kind, from shapes and layouts alone: in seconds, and without a compiler.
+
+The compiled program decides; this says what the memory goes to, and what another setting would save.
+Legend: N layers, K key/value heads, C head size, B rows, L length, V vocabulary.
+"""
+
+import math
+from collections import Counter
+
+import jax
+
+from gptjax.planning.programs import Program, Training, Work, device_bytes, random_key
+from gptjax.training.step import TrainState
+
+POLICIES = ("none", "dots", "full")
+
+
+def estimate(work: Work, plain: Work) -> dict[str, int]:
+    """Kind -> bytes on one device.
+
+    `parameters` and `optimiser` are of all that is trained, `models` of what is only read (reference, reward
+    model, an adapted base, averaged parameters). `gradients` and `activations` are those of the update that
+    needs most, `layer` what one layer is computed again with, `logits` those of a chunk, and `cache` the keys
+    and values of a rollout.
+
+    Args:
+        work: of a stage.
+        plain: the same, with models that compute nothing again.
+    """
+    kinds: Counter[str] = Counter()
+    for tree in work.held.values():
+        if isinstance(tree, TrainState):
+            kinds["parameters"] += device_bytes(tree.params)
+            kinds["optimiser"] += device_bytes(tree.opt_state)
+        else:
+            kinds["models"] += device_bytes(tree)
+    pairs = zip(work.programs, plain.programs, strict=True)
+    updates = [_update(work, *pair) for pair in pairs if pair[0].training]
+    kinds.update(max(updates, key=lambda update: sum(update.values())))
+    # The logits and what they become.
+    kinds["logits"] = 8 * work.chunk * work.model.vocab_size // (work.mesh.batch_shards * work.mesh.tensor)
+    kinds["cache"] = cache_bytes(work)
+    return {kind: size for kind, size in kinds.items() if size}
+
+
+def needed(kinds: dict[str, int]) -> int:
+    """The sum of an estimate's kinds that are there at once."""
+    passing = sum(kinds.get(name, 0) for name in ("gradients", "activations", "layer", "logits"))
+    staying = sum(kinds.get(name, 0) for name in ("parameters", "optimiser", "models"))
+    return staying + max(passing, kinds.get("cache", 0))
+
+
+def cache_bytes(work: Work) -> int:
+    """Keys and values on one device, `2 N K C` a slot and row in the compute precision."""
+    if work.cache is None:
+        return 0
+    rows, slots = work.cache
+    model, split = work.model, math.gcd(work.model.key_heads, work.mesh.tensor)
+    size = 2 if model.compute_dtype == "bfloat16" else 4
+    numbers = 2 * model.layers * model.key_heads * model.head_size * slots
+    return size * numbers * -(-rows // work.mesh.batch_shards) // split
+
+
+def activation_bytes(work: Work, training: Training) -> int:
+    """What the forward pass of a micro-batch keeps for the backward pass, on one device.
+
+    The residuals of `jax.vjp` for the device's own rows: what twice as many rows add, so that parameters are
+    not counted. Those with an axis of heads, of the feed-forward width or of the vocabulary are split over
+    `tensor`.
+    """
+    return _residual_bytes(work, training, 2) - _residual_bytes(work, training, 1)
+
+
+def _residual_bytes(work: Work, training: Training, factor: int) -> int:
+    def local(leaf):
+        share = max(1, leaf.shape[0] * training.local_rows // training.rows)
+        return jax.ShapeDtypeStruct((factor * share, *leaf.shape[1:]), leaf.dtype)
+
+    def residuals(params, batch, key, *extra):
+        totals = training.count(batch)
+        _, backward = jax.vjp(lambda p: training.loss(p, batch, totals, key, *extra)[0], params)
+        return jax.tree.leaves(backward)
+
+    batch, split = jax.tree.map(local, training.batch), _split_sizes(training.model)
+    kept = jax.eval_shape(residuals, training.params, batch, random_key(), *training.extra)
+    parts = [work.mesh.tensor if split & set(leaf.shape) else 1 for leaf in kept]
+    return sum(leaf.size * leaf.dtype.itemsize // n for leaf, n in zip(kept, parts, strict=True))
+
+
+def _update(work: Work, program: Program, plain: Program) -> dict[str, int]:
+    """What an update needs besides what is held."""
+    model, kept = program.training.model, activation_bytes(work, program.training)
+    layer = 0 if model.remat == "none" else activation_bytes(work, plain.training) // model.layers
+    return {"gradients": device_bytes(program.arguments[0].params), "activations": kept, "layer": layer}
+
+
+def _split_sizes(model) -> set[int]:
+    """Sizes of the axes of activations that `tensor` splits; a size that the width has too is none."""
+    return {model.heads, model.key_heads, model.inner_width, model.vocab_size} - {model.width}
