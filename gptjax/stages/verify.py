@@ -11,7 +11,8 @@ from gptjax.errors import UserError
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import TOKENIZERS, load_model, load_tokenizer, parameter_digest
 from gptjax.training.checkpoint import Checkpoints
-from gptjax.training.integrity import DamagedCheckpoint
+from gptjax.training.events import read_events
+from gptjax.training.integrity import DamagedCheckpoint, file_hash
 from gptjax.training.metrics import read_metrics
 
 Finding = tuple[bool, str]
@@ -65,6 +66,11 @@ def _metrics(folder: Path) -> Iterator[Finding]:
 
 def _checkpoints(folder: Path, config) -> Iterator[Finding]:
     tokenizer, place = _tokenizer_hash(folder, config)
+    # A start may accept that paths differ; it has noted which configuration it accepted.
+    accepted = [event["config"] for event in read_events(folder) if event["event"] == "start"]
+    if accepted:
+        same = accepted[-1] == file_hash(folder / "config.json")
+        yield same, f"config.json {'is' if same else 'is not'} that of the last start"
     checkpoints = Checkpoints(folder / "checkpoints", {}, tidy=False)
     for step in checkpoints.steps():
         try:
@@ -73,6 +79,12 @@ def _checkpoints(folder: Path, config) -> Iterator[Finding]:
             yield False, str(error)
             continue
         yield True, f"checkpoint {step}: {len(facts['files'])} files and {len(facts['leaves'])} arrays"
+        if accepted:
+            known = facts["config"] in accepted
+            yield (
+                known,
+                f"checkpoint {step}: its configuration {'is' if known else 'is not'} one of the starts'",
+            )
         same = facts["step"] == position == step
         yield same, f"checkpoint {step}: goes on after step {position} of the data"
         stored = facts["identity"].get("tokenizer")

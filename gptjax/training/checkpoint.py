@@ -10,11 +10,18 @@ from pathlib import Path
 
 import jax
 
-from gptjax.config import ConfigError
 from gptjax.errors import DISK, UserError
 from gptjax.training.agreement import everywhere
 from gptjax.training.digest import leaf_digests
-from gptjax.training.integrity import DamagedCheckpoint, check_leaves, leaf_facts, read_facts, write_facts
+from gptjax.training.integrity import (
+    DamagedCheckpoint,
+    check_digests,
+    check_identity,
+    check_leaves,
+    leaf_facts,
+    read_facts,
+    write_facts,
+)
 
 FAILURES_ALLOWED = 2
 # The largest share of a state that its files may take: what is kept beside the arrays is small.
@@ -47,6 +54,7 @@ class Checkpoints:
         keep: int = 2,
         *,
         tidy: bool = True,
+        about: dict[str, str] | None = None,
         notice: Callable = lambda event, **facts: None,
     ):
         """Opens or creates the folder.
@@ -57,10 +65,12 @@ class Checkpoints:
                 tokenizer's hash.
             keep: how many of the newest are kept.
             tidy: clear away what a killed run left half written; not where a run may be writing.
+            about: further facts stored with each checkpoint.
             notice: `(event, **facts)`, told of every save that fails and every checkpoint that is set aside.
         """
         self._folder, self._identity, self._keep, self._tidy = Path(folder).resolve(), identity, keep, tidy
-        self._notice, self._failures, self._under_way, self._facts = notice, 0, None, {}
+        self._about, self._notice = about or {}, notice
+        self._failures, self._under_way, self._facts = 0, None, {}
         self._checkpointer = self._open()
 
     def _open(self):
@@ -96,7 +106,7 @@ class Checkpoints:
             return
         leaves = leaf_facts(state, leaf_digests(state))
         self._under_way = step
-        self._facts = {"step": step, "identity": self._identity, "leaves": leaves}
+        self._facts = self._about | {"step": step, "identity": self._identity, "leaves": leaves}
         try:
             self._checkpointer.save_checkpointables_async(step, {"state": state})
         except Exception as error:
@@ -237,17 +247,6 @@ def _together(place: Path, read: Callable):
     return result
 
 
-def check_digests(facts: dict, state, place: Path) -> None:
-    """Raises DamagedCheckpoint, naming a leaf, where a restored state has other bits than the saved one."""
-    found = leaf_digests(state)
-    wrong = [name for name, (_, _, digest) in facts["leaves"].items() if found.get(name) != digest]
-    if wrong:
-        raise DamagedCheckpoint(
-            f"the checkpoint {place} is damaged: {len(wrong)} arrays have other bits than were saved, first "
-            f"{wrong[0]}"
-        )
-
-
 def free_name(folder: Path, step: int) -> Path:
     """A name in the folder for a checkpoint that is moved there: its step, or "step.1" and so on."""
     taken = {path.name for path in folder.glob("*")}
@@ -257,20 +256,6 @@ def free_name(folder: Path, step: int) -> Path:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.3f} GiB"
-
-
-def check_identity(stored: dict[str, str], expected: dict[str, str], place: Path) -> None:
-    """Refuse a checkpoint made with another tokenizer or from another base.
-
-    Raises:
-        ConfigError: naming the first fact that differs.
-    """
-    for name, value in expected.items():
-        if stored.get(name) != value:
-            raise ConfigError(
-                f"the checkpoint {place} was written with {name} {str(stored.get(name))[:16]}..., but this "
-                f"run has {value[:16]}...: use the one it was trained with, or start under another --name"
-            )
 
 
 def save_tree(folder: Path, tree) -> None:

@@ -13,7 +13,7 @@ import jax
 
 from gptjax.config import ConfigError
 from gptjax.errors import DATA, UserError
-from gptjax.training.digest import leaf_name
+from gptjax.training.digest import leaf_digests, leaf_name
 
 FILE = "integrity.json"
 HASHED_BYTES = 1 << 20
@@ -25,6 +25,11 @@ class DamagedCheckpoint(UserError):
     """What a checkpoint holds is not what was saved."""
 
     exit_code = DATA
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file in hexadecimal; "" where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def leaf_facts(tree, digests: dict[str, int]) -> dict[str, list]:
@@ -66,6 +71,31 @@ def read_facts(folder: Path) -> dict:
     return facts
 
 
+def check_identity(stored: dict[str, str], expected: dict[str, str], place: Path) -> None:
+    """Refuse a checkpoint made with another tokenizer or from another base.
+
+    Raises:
+        ConfigError: naming the first fact that differs.
+    """
+    for name, value in expected.items():
+        if stored.get(name) != value:
+            raise ConfigError(
+                f"the checkpoint {place} was written with {name} {str(stored.get(name))[:16]}..., but this "
+                f"run has {value[:16]}...: use the one it was trained with, or start under another --name"
+            )
+
+
+def check_digests(facts: dict, state, place: Path) -> None:
+    """Raises DamagedCheckpoint, naming a leaf, where a restored state has other bits than the saved one."""
+    found = leaf_digests(state)
+    wrong = [name for name, (_, _, digest) in facts["leaves"].items() if found.get(name) != digest]
+    if wrong:
+        raise DamagedCheckpoint(
+            f"the checkpoint {place} is damaged: {len(wrong)} arrays have other bits than were saved, first "
+            f"{wrong[0]}"
+        )
+
+
 def check_leaves(leaves: dict[str, list], like, place: Path) -> None:
     """Refuse a whole checkpoint of another model or optimiser.
 
@@ -98,7 +128,7 @@ def _files(folder: Path) -> list[str]:
 def _describe(path: Path, hashed: bool | None = None) -> list:
     size = path.stat().st_size
     hashed = size <= HASHED_BYTES if hashed is None else hashed
-    return [size, hashlib.sha256(path.read_bytes()).hexdigest() if hashed else None]
+    return [size, file_hash(path) if hashed else None]
 
 
 def _seal(facts: dict) -> str:

@@ -11,6 +11,7 @@ from gptjax.errors import INTERNAL, RESUBMIT, UserError
 from gptjax.training.checkpoint import Checkpoints
 from gptjax.training.events import EventLog
 from gptjax.training.goodput import Goodput, earlier_seconds
+from gptjax.training.integrity import file_hash
 from gptjax.training.interventions import batches_left_out, pass_over
 from gptjax.training.metrics import MetricsWriter, Progress, peak_flops_per_device, seconds_spent
 from gptjax.training.stopping import StopSignal
@@ -70,9 +71,10 @@ class Journal:
     Args:
         settings: of the loop.
         start: the step that is gone on from.
+        about: further facts of this start.
     """
 
-    def __init__(self, settings: LoopSettings, start: int):
+    def __init__(self, settings: LoopSettings, start: int, about: dict[str, str]):
         self._settings, folder = settings, settings.folder
         now = time.monotonic()
         # `started` is set back by what earlier starts took.
@@ -80,7 +82,7 @@ class Journal:
         wall = time.time() - (now - began)
         self.time = Goodput(earlier_seconds(folder, start, wall), began)
         self.events = EventLog(folder)
-        self.events.add("start", stage=settings.stage, step=start, began=round(wall, 3))
+        self.events.add("start", stage=settings.stage, step=start, began=round(wall, 3), **about)
         self._writer = MetricsWriter(folder, settings.started)
         self._writer.truncate_after(start)
         self.progress = Progress(
@@ -153,16 +155,20 @@ def run_loop(
         TrainingStopped: three updates in a row were not finite, or spikes.
         SaveFailed: two checkpoints in a row could not be written.
     """
-    events = EventLog(settings.folder)
+    about = {"config": file_hash(settings.folder / "config.json")}
     checkpoints = Checkpoints(
-        settings.folder / "checkpoints", settings.identity, settings.keep, notice=events.add
+        settings.folder / "checkpoints",
+        settings.identity,
+        settings.keep,
+        about=about,
+        notice=EventLog(settings.folder).add,
     )
     restored = checkpoints.restore_latest(state)
     state = state if restored is None else restored
     start = int(state.step)
     if start:
         print(f"{settings.stage}: resumed at step {start} of {settings.steps}", flush=True)
-    journal, left_out = Journal(settings, start), batches_left_out(settings.folder)
+    journal, left_out = Journal(settings, start, about), batches_left_out(settings.folder)
     watchdog = Watchdog(settings.folder, jax.process_index(), settings.hang_after)
 
     def save(number, state, at_once):
