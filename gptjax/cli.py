@@ -202,6 +202,7 @@ def _train(arguments: list[str]) -> int:
 def _run(config: object, folder: Path) -> int:
     from gptjax.config import ConfigError
     from gptjax.environment import run_header
+    from gptjax.runs import RunFolderRefused
 
     module = importlib.import_module(type(config).__module__)
     if not hasattr(module, "run"):
@@ -220,8 +221,8 @@ def _run(config: object, folder: Path) -> int:
     try:
         module.run(config, folder)
     except UserError as error:
-        if error.exit_code == USAGE:
-            error.exit_code = CONFIG  # nothing is wrong with the command line as such: a run refuses it
+        if error.exit_code == USAGE and not isinstance(error, RunFolderRefused):
+            error.exit_code = CONFIG  # the run has begun
         raise
     except BrokenPipeError:
         raise

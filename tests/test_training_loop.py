@@ -184,9 +184,10 @@ def test_two_failed_saves_stop_the_run_and_the_next_start_goes_on(tmp_path, step
     enough = Checkpoints.save
 
     def save(self, number, state):
-        if number > 4:
-            return self._fail(number, "No space left on device")
-        return enough(self, number, state)
+        if number <= 4:
+            return enough(self, number, state)
+        self.settle()
+        return self._fail(number, "No space left on device")
 
     monkeypatch.setattr(Checkpoints, "save", save)
     with pytest.raises(SaveFailed, match="step 4 is intact") as failed:
@@ -201,7 +202,10 @@ def test_a_last_checkpoint_that_fails_is_tried_again_at_once(tmp_path, step, mon
 
     def save(self, number, state):
         tried.append(number)
-        return self._fail(number, "a moment of bad luck") if len(tried) == 3 else enough(self, number, state)
+        if len(tried) != 3:
+            return enough(self, number, state)
+        self.settle()
+        return self._fail(number, "a moment of bad luck")
 
     monkeypatch.setattr(Checkpoints, "save", save)
     assert_same_run(train(tmp_path, step), tmp_path, uninterrupted)

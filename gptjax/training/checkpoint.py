@@ -68,17 +68,17 @@ class Checkpoints:
             about: further facts stored with each checkpoint.
             notice: `(event, **facts)`, told of every save that fails and every checkpoint that is set aside.
         """
-        self._folder, self._identity, self._keep, self._tidy = Path(folder).resolve(), identity, keep, tidy
+        self._folder, self._identity, self._keep = Path(folder).resolve(), identity, keep
         self._about, self._notice = about or {}, notice
         self._failures, self._under_way, self._facts = 0, None, {}
-        self._checkpointer = self._open()
+        self._checkpointer = self._open(tidy)
 
-    def _open(self):
+    def _open(self, tidy: bool):
         from orbax.checkpoint import v1 as ocp
 
         def seal():
             """Orbax calls it, on one process, when all is written and before the folder gets its name."""
-            for folder in self._folder.glob(f"{self._under_way}.orbax-checkpoint-tmp*"):
+            for folder in self._unfinished(self._under_way):
                 write_facts(folder, self._facts)
 
         context, policies = ocp.Context(), ocp.training
@@ -86,7 +86,7 @@ class Checkpoints:
         return policies.Checkpointer(
             self._folder,
             context=context,
-            cleanup_tmp_directories=self._tidy,
+            cleanup_tmp_directories=tidy,
             save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.preservation_policies.LatestN(self._keep),
         )
@@ -137,7 +137,10 @@ class Checkpoints:
         """Counts a failed save and clears away what there is of it."""
         self._under_way, self._failures = None, self._failures + 1
         reason = str(reason).split("\n")[0][:300]
-        self._checkpointer = self._open()  # the old one would raise the same error for ever
+        if jax.process_index() == 0:
+            for folder in self._unfinished(step):
+                shutil.rmtree(folder, ignore_errors=True)
+        self._checkpointer = self._open(tidy=False)  # the old one would raise the same error for ever
         kept = self.steps()
         intact = f"step {kept[-1]} is intact" if kept else "there is none yet"
         print(f"WARNING: step {step} is not saved in {self._folder} ({reason}); {intact}", file=sys.stderr)
@@ -147,6 +150,9 @@ class Checkpoints:
                 f"{self._failures} checkpoints in a row could not be written to {self._folder} ({reason}): "
                 f"make room there and run the same command again; {intact}"
             )
+
+    def _unfinished(self, step: int) -> list[Path]:
+        return list(self._folder.glob(f"{step}.orbax-checkpoint-tmp*"))
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are kept, ascending."""
