@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 # Exit codes, from 64 on those of sysexits.h. RESUBMIT alone says: just run the same command again.
 USAGE = 2  # the command line or the experiment file: nothing was started
-CONFIG = 64  # a run that was started refuses its configuration
+CONFIG = 64  # a run that has begun finds that its settings cannot be used here
 DATA = 65  # data or a stored file that cannot be used
 WAITING = 66  # a run waits for a file by people: once it is there the same command goes on
 INTERNAL = 70  # training cannot go on, or anything unforeseen
