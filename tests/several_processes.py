@@ -10,8 +10,8 @@ from pathlib import Path
 
 from stage_driver import context, settle
 
-DEVICES = 8
-STEPS = 120
+DEVICES = 4
+STEPS = 48
 ROWS = 16
 
 
@@ -63,7 +63,7 @@ class Group:
 
 
 def work(port: int, count: int, index: int, folder: Path, cache: Path, hang_at: int | None) -> None:
-    """One process: a linear map, its parameters sharded over four devices, its batch over all eight."""
+    """One process: a linear map, its parameters sharded over two devices, its batch over all four."""
     settle(Path(f"{folder}-{index}"), cache)
     import jax
 
@@ -100,7 +100,7 @@ def _train(index: int, count: int, folder: Path, hang_at: int | None) -> None:
     from gptjax.training.optimizers import OptimizerConfig, make_optimizer
     from gptjax.training.step import TrainState, make_train_step
 
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2))
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.01), STEPS, {"w": ("embed", "mlp")})
 
     def squares(params, batch, total, key):
@@ -110,7 +110,7 @@ def _train(index: int, count: int, folder: Path, hang_at: int | None) -> None:
     def batch_at(number):
         if number == hang_at and index == count - 1:
             time.sleep(1000)
-        time.sleep(0.03)
+        time.sleep(0.1)  # or the run would be over before the notice has got round
         rng, rows = np.random.default_rng(number), slice(index * ROWS // count, (index + 1) * ROWS // count)
         batch = {
             name: rng.normal(size=(ROWS, width)).astype(np.float32) for name, width in (("x", 8), ("y", 4))
@@ -128,7 +128,7 @@ def _train(index: int, count: int, folder: Path, hang_at: int | None) -> None:
         stage="fit",
         folder=folder,
         steps=STEPS,
-        save_every=10,
+        save_every=6,
         eval_every=0,
         identity={"data": "a"},
         tokens_per_step=ROWS,

@@ -30,7 +30,7 @@ KILLS = 10
 def test_ten_kills_end_with_the_bits_of_an_undisturbed_run(tmp_path):
     """At named moments and at any; each start may be killed before it has saved anything."""
     config = stage_configs(tiny.config(tiny.write_data(tmp_path / "data")), tmp_path)["pretrain"][1]
-    config = to_json(config) | {"steps": 60, "save_every": 3, "eval_every": 20}
+    config = to_json(config) | {"steps": 48, "save_every": 3, "eval_every": 24}
     rng = random.Random(5)
 
     def run(name, expect, die=None, seconds=None):
@@ -91,7 +91,7 @@ def test_two_processes_survive_a_notice_kills_and_a_hang(undisturbed, tmp_path):
 
     for victim in (1, 0):  # the worker, then the coordinator
         group = start()
-        group.wait_for_step(saved() + 12)
+        group.wait_for_step(saved() + 4)
         group.signal(victim, SIGKILL)
         codes = group.exit_codes()
         assert codes[victim] == -SIGKILL and codes[1 - victim] not in (None, 0), group.log()
@@ -108,7 +108,7 @@ def test_two_processes_survive_a_notice_kills_and_a_hang(undisturbed, tmp_path):
 
 
 def test_one_process_goes_on_where_two_were_stopped(undisturbed, tmp_path):
-    """The same eight devices in one process: the same batches and, on this machine, the same bits."""
+    """The same four devices in one process: the same batches and, on this machine, the same bits."""
     cache, digests = undisturbed
     group = several_processes.Group(tmp_path / "run", cache)
     group.wait_for_step(5)
