@@ -10,10 +10,9 @@ import os
 import select
 import signal
 import sys
-import traceback
 from pathlib import Path
 
-from gptjax.errors import CONFIG, DATA, INTERNAL, RESUBMIT, USAGE, UserError
+from gptjax.errors import CONFIG, DATA, RESUBMIT, USAGE, UserError
 
 OPTIONS = ("--name", "--runs", "--print-config", "--rewind-to", "--skip-batches", "--help")
 BROKEN_PIPE = 141  # as the shell says it of a program that SIGPIPE ended
@@ -227,17 +226,10 @@ def _run(config: object, folder: Path) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        traceback.print_exc()
-        return _code_of(error)
+        from gptjax.training.stopping import leave_after
+
+        return leave_after(error)
     return 0
-
-
-def _code_of(error: Exception) -> int:
-    """RESUBMIT where another process seems to be gone, else INTERNAL."""
-    import jax
-
-    collective = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
-    return RESUBMIT if collective and jax.process_count() > 1 else INTERNAL
 
 
 def use_compilation_cache() -> Path:

@@ -67,6 +67,8 @@ def work(port: int, count: int, index: int, folder: Path, cache: Path, hang_at: 
     settle(Path(f"{folder}-{index}"), cache)
     import jax
 
+    from gptjax.training.stopping import leave_after
+
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES // count)
     if count > 1:
@@ -77,6 +79,8 @@ def work(port: int, count: int, index: int, folder: Path, cache: Path, hang_at: 
         _train(jax.process_index(), count, folder, hang_at)
     except SystemExit as stopped:
         _leave(jax, stopped.code)
+    except Exception as error:
+        sys.exit(leave_after(error))
     _leave(jax, 0)
 
 

@@ -5,7 +5,7 @@ import os
 import random
 import subprocess
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGABRT, SIGKILL, SIGTERM
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,8 @@ def test_two_processes_survive_a_notice_kills_and_a_hang(undisturbed, tmp_path):
         group.wait_for_step(saved() + 4)
         group.signal(victim, SIGKILL)
         codes = group.exit_codes()
-        assert codes[victim] == -SIGKILL and codes[1 - victim] not in (None, 0), group.log()
+        # JAX itself aborts a process that has lost the coordinator; else a collective fails first.
+        assert codes[victim] == -SIGKILL and codes[1 - victim] in (RESUBMIT, -SIGABRT, 1), group.log()
 
     group = start(hang_at=saved() + 8)
     assert group.exit_codes() == [RESUBMIT, RESUBMIT], group.log()

@@ -1,11 +1,13 @@
-"""SIGTERM: the loop saves first, at one step on every process; a second one leaves at once."""
+"""How a run leaves: told by SIGTERM, with a checkpoint; or after an error nobody foresaw."""
 
 import os
 import signal
+import sys
+import traceback
 
 import jax
 
-from gptjax.errors import RESUBMIT
+from gptjax.errors import INTERNAL, RESUBMIT
 
 
 class StopSignal:
@@ -44,3 +46,18 @@ class StopSignal:
         if self._received:
             os._exit(RESUBMIT)
         self._received = True
+
+
+def leave_after(error: Exception) -> int:
+    """Prints an unforeseen error and returns the exit code; of several processes it leaves at once.
+
+    There the end of the interpreter would wait for the others, of which one may be dead: then a collective
+    fails here, and the code says to run the same command again.
+    """
+    traceback.print_exception(error)
+    if jax.process_count() == 1:
+        return INTERNAL
+    collective = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(RESUBMIT if collective else INTERNAL)
