@@ -109,6 +109,8 @@ class Checkpoints:
         self._facts = self._about | {"step": step, "identity": self._identity, "leaves": leaves}
         try:
             self._checkpointer.save_checkpointables_async(step, {"state": state})
+        except jax.errors.JaxRuntimeError:
+            raise  # no fault of the disk: another process is gone, or memory is short
         except Exception as error:
             self._fail(step, error)
 
@@ -125,6 +127,8 @@ class Checkpoints:
         reason = ""
         try:
             self._checkpointer.wait()
+        except jax.errors.JaxRuntimeError:
+            raise
         except Exception as error:  # libraries say in many ways that a disk is full
             reason = error
         if not everywhere(not reason):
