@@ -1,5 +1,4 @@
-"""The console script `gptjax`: train, plan, sweep, compare, chat, report, replay, import, export, models,
-env.
+"""The console script `gptjax`: train, plan, sweep, compare, chat, report, replay, verify, import and so on.
 
 Nothing heavy is imported before a command runs, so that `gptjax --help` answers at once.
 """
@@ -13,9 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-from gptjax.errors import RESUBMIT, UserError
+from gptjax.errors import CONFIG, DATA, RESUBMIT, USAGE, UserError
 
-OPTIONS = ("--name", "--runs", "--print-config", "--help")
+OPTIONS = ("--name", "--runs", "--print-config", "--rewind-to", "--skip-batches", "--help")
 BROKEN_PIPE = 141  # as the shell says it of a program that SIGPIPE ended
 
 _TRAIN = """gptjax train EXPERIMENT [--name NAME] [--runs DIR] [--print-config] [--KEY VALUE ...]
@@ -26,13 +25,16 @@ Runs an experiment file; the same command again resumes it.
   --name NAME      the run's name (default: the experiment file's, such as quickstart or bert/pretrain)
   --runs DIR       the folder of all runs (default: runs)
   --print-config   print the resulting configuration as JSON and stop
+  --rewind-to STEP go on from the newest checkpoint that is not after STEP
+  --skip-batches A:B
+                   leave out the batches of the steps A to B - 1, in this start and all later ones
   --KEY VALUE      set a key of the configuration: --optimizer.learning-rate 3e-4
 
 gptjax train EXPERIMENT --help lists the experiment's keys."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 for bad settings, 65 for bad data, 130 when interrupted.
+    """Runs one command; returns its exit code, see docs/configuration.md.
 
     141 says that nobody reads the output any more, as after `gptjax train ... --print-config | head -1`.
     """
@@ -130,6 +132,10 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--step", type=int, required=True, help="as in metrics.jsonl, from 1")
     replay.set_defaults(command=_replay)
 
+    verify = commands.add_parser("verify", help="check every stored bit of a run")
+    verify.add_argument("run", type=Path, help="the run's folder: of a stage or of a road")
+    verify.set_defaults(command=_verify)
+
     take = commands.add_parser("import", help="make a run of a GGUF file or a Hugging Face folder")
     take.add_argument("source", type=Path, help="the file or the folder")
     take.add_argument("--name", help="the run's name (default: the source's)")
@@ -169,6 +175,8 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument("--name")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--rewind-to", type=int)
+    parser.add_argument("--skip-batches")
     parser.add_argument("-h", "--help", action="store_true")
     options, overrides = parser.parse_known_args(rest)
 
@@ -185,12 +193,18 @@ def _train(arguments: list[str]) -> int:
 
         print(json.dumps(to_json(config), indent=2))
         return 0
-    return _run(config, options.runs / (options.name or run_name(experiment)))
+    folder = options.runs / (options.name or run_name(experiment))
+    if options.rewind_to is not None or options.skip_batches is not None:
+        from gptjax.training.interventions import intervene
+
+        intervene(folder, options.rewind_to, options.skip_batches)
+    return _run(config, folder)
 
 
 def _run(config: object, folder: Path) -> int:
     from gptjax.config import ConfigError
     from gptjax.environment import run_header
+    from gptjax.runs import RunFolderRefused
     from gptjax.sharding.distributed import join_cluster
 
     module = importlib.import_module(type(config).__module__)
@@ -200,12 +214,24 @@ def _run(config: object, folder: Path) -> int:
             f"{name} is not a stage's configuration: {module.__name__} has no run(config, folder)"
         )
     use_compilation_cache()
-    # Outside the training loop, which saves first, there is nothing to save: the same command resumes.
+    # Outside the training loop, which saves first, there is nothing to save: the same command resumes. Of
+    # several processes the cluster's service, which `join_cluster` starts, notes the signal for all.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESUBMIT))
     join_cluster()
     print(run_header(config), flush=True)
     print(f"run folder {folder}", flush=True)
-    module.run(config, folder)
+    try:
+        module.run(config, folder)
+    except UserError as error:
+        if error.exit_code == USAGE and not isinstance(error, RunFolderRefused):
+            error.exit_code = CONFIG  # the run has begun
+        raise
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        from gptjax.training.stopping import leave_after
+
+        return leave_after(error)
     return 0
 
 
@@ -269,6 +295,13 @@ def _replay(options: argparse.Namespace) -> int:
     _check_folder(options.run)
     use_compilation_cache()
     return 0 if replay(options.run, options.step) else 1
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from gptjax.stages.verify import verify
+
+    _check_folder(options.run)
+    return 0 if verify(options.run) else DATA
 
 
 def _import(options: argparse.Namespace) -> int:

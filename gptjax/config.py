@@ -14,13 +14,13 @@ from pathlib import Path
 import pydantic
 import pydantic.dataclasses
 
-from gptjax.errors import UserError
+from gptjax.errors import USAGE, UserError
 
 
 class ConfigError(UserError):
     """A setting that cannot be used; the message names the key, the file and the remedy."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 _SETTINGS = pydantic.ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, strict=True)

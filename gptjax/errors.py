@@ -2,10 +2,14 @@
 
 from importlib.util import find_spec
 
-# Exit code of a run that was told to stop: the same command goes on from there (EX_TEMPFAIL of sysexits.h).
-RESUBMIT = 75
-# Exit code of a run that waits for a file by people: once it is there the same command goes on (EX_NOINPUT).
-WAITING = 66
+# Exit codes, from 64 on those of sysexits.h. RESUBMIT alone says: just run the same command again.
+USAGE = 2  # the command line or the experiment file: nothing was started
+CONFIG = 64  # a run that has begun finds that its settings cannot be used here
+DATA = 65  # data or a stored file that cannot be used
+WAITING = 66  # a run waits for a file by people: once it is there the same command goes on
+INTERNAL = 70  # training cannot go on, or anything unforeseen
+DISK = 74  # checkpoints cannot be written
+RESUBMIT = 75  # a run was told to stop, or hung: the same command goes on from its last checkpoint
 
 # Module -> what pip calls it, the extra of setup.cfg that brings it, and what needs it.
 OPTIONAL = {
@@ -29,7 +33,7 @@ class UserError(Exception):
 class MissingPackage(UserError):
     """An optional package is not installed."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 def require(*modules: str) -> None:

@@ -15,6 +15,10 @@ from gptjax.config import ConfigError, difference, to_json
 from gptjax.environment import describe_environment
 
 
+class RunFolderRefused(ConfigError):
+    """The run folder belongs to another run or cannot be made: nothing was started."""
+
+
 def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str] = ()) -> Path:
     """Creates the folder of a run, or opens it again to resume.
 
@@ -27,7 +31,7 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
       may_change: dotted keys, or groups of keys, that may differ from the stored configuration.
 
     Raises:
-      ConfigError: the folder holds a run with another configuration, or something that is not a run, or
+      RunFolderRefused: the folder holds a run with another configuration, or something that is not a run, or
         cannot be made.
     """
     folder, stored, wanted = Path(folder), Path(folder) / "config.json", to_json(config)
@@ -38,16 +42,16 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
             if not any(change.startswith((f"{key} was ", f"{key}.")) for key in may_change)
         ]
         if changes:
-            raise ConfigError(
+            raise RunFolderRefused(
                 f"{folder} holds a run with another configuration ({'; '.join(changes)}): "
                 f"choose another --name, or delete {folder} to start over"
             )
     elif folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder: choose another --name")
+        raise RunFolderRefused(f"{folder} is not a folder: choose another --name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
+        raise RunFolderRefused(
             f"the run folder {folder} cannot be made ({error.strerror}): choose another --runs or --name"
         ) from error
     if jax.process_index() == 0:

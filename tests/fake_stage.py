@@ -29,6 +29,8 @@ def run(config: FakeConfig, folder: Path) -> None:
         raise DataError("texts.jsonl holds too many bad rows")
     if config.end == "settings":
         raise ConfigError("this cannot be")
+    if config.end == "badly":
+        raise ZeroDivisionError
     if config.end == "stopped":
         raise SystemExit(75)
     if config.end == "interrupted":

@@ -11,6 +11,7 @@ from pathlib import Path
 MOMENTS = {
     "metrics": "gptjax.training.metrics:MetricsWriter.write",  # a line is written, its step is not saved yet
     "saving": "gptjax.training.checkpoint:Checkpoints.save",  # a checkpoint is being written
+    "sealing": "gptjax.training.checkpoint:write_facts",  # it is written, and has no name yet
     "handover": "gptjax.stages.handover:save_tree",  # all steps are done, the model is half handed over
     "drawing": "gptjax.stages.samples:different",  # some of a round's samples are drawn
     "samples": "gptjax.stages.online:write_jsonl_atomic",  # all are, and none is labelled
@@ -27,7 +28,7 @@ SLOW_IMPORTS = ["gptjax.stages.road", "grain", "orbax.checkpoint", "scipy.optimi
 
 # Every stage process is forked from a server that has imported everything and started no backend.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["stage_driver", *SLOW_IMPORTS])
+context.set_forkserver_preload(["stage_driver", "several_processes", *SLOW_IMPORTS])
 
 
 def start(config: dict, folder: Path, cache: Path, die: tuple[str, int, int] | None = None):
@@ -52,7 +53,7 @@ def command(arguments: list[str], folder: Path, cache: Path):
     return process
 
 
-def _settle(folder: Path, cache: Path) -> None:
+def settle(folder: Path, cache: Path) -> None:
     """Output to the log beside the folder, programs compiled as in every process of these tests."""
     import jax
 
@@ -67,7 +68,7 @@ def _settle(folder: Path, cache: Path) -> None:
 
 
 def _command(arguments: list[str], folder: Path, cache: Path) -> None:
-    _settle(folder, cache)
+    settle(folder, cache)
     from gptjax import cli
 
     cli.use_compilation_cache = lambda: cache
@@ -78,7 +79,7 @@ def _run(config: dict, folder: Path, cache: Path, die) -> None:
     from gptjax.config import from_json
     from gptjax.errors import UserError
 
-    _settle(folder, cache)
+    settle(folder, cache)
     if die:
         _arrange(*die)
     stage = importlib.import_module(config["type"].split(":")[0])

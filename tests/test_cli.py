@@ -93,7 +93,7 @@ def test_help_of_an_experiment_shows_its_docstring_and_keys(workplace, capsys):
             2,
             "experiments/tiny.py/tiny cannot be made",
         ),
-        (["experiments/tiny.py", "--end", "settings"], 2, "this cannot be"),
+        (["experiments/tiny.py", "--end", "settings"], 64, "this cannot be"),
         (["experiments/tiny.py", "--end", "data"], 65, "too many bad rows"),
     ],
 )
@@ -108,6 +108,17 @@ def test_an_interrupt_is_130_and_a_stop_signal_75(workplace, capsys):
     with pytest.raises(SystemExit) as stop:
         gptjax("train", "experiments/tiny.py", "--name", "b", "--end", "stopped")
     assert stop.value.code == 75
+
+
+def test_what_nobody_foresaw_is_70_with_a_traceback(workplace, capsys):
+    assert gptjax("train", "experiments/tiny.py", "--end", "badly") == 70
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_options_that_change_a_run_need_one_that_has_begun(workplace, capsys):
+    for option in (["--rewind-to", "3"], ["--skip-batches", "3:5"]):
+        assert gptjax("train", "experiments/tiny.py", *option) == 2
+        assert "need one unfinished stage with checkpoints in" in capsys.readouterr().err
 
 
 def test_a_changed_configuration_is_refused(workplace, capsys):

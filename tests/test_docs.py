@@ -31,7 +31,7 @@ from test_interop_gguf import LLAMA, llama_tensors
 from gptjax import cli
 from gptjax.config import ConfigError, load_experiment, to_json
 from gptjax.data.quality import DataError
-from gptjax.errors import WAITING
+from gptjax.errors import CONFIG, WAITING
 from gptjax.launching.__main__ import PLATFORMS
 from gptjax.launching.environments import ENVIRONMENTS
 from gptjax.models.lora import LoraConfig
@@ -54,7 +54,10 @@ from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
 from gptjax.stages.translate import TranslateConfig
 from gptjax.sweeps.plan import load_sweep, plan
-from gptjax.training.loop import RESUBMIT, TrainingStopped
+from gptjax.training import watchdog
+from gptjax.training.checkpoint import SaveFailed
+from gptjax.training.goodput import CAUSES
+from gptjax.training.loop import RESUBMIT, LoopSettings, TrainingStopped
 
 STAGES = {
     "pretrain": PretrainConfig,
@@ -302,7 +305,7 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
     own |= {"grouped": {"samples.jsonl"}, "best_of_n": {"samples.jsonl", "best.jsonl", "finetune/"}}
     own |= {"online": {"samples.jsonl", "round-1/", "round-2/"}, "gold_labels": {"preferences.jsonl"}}
     files |= own.get(stage, set())
-    files -= {"online": {"checkpoints/"}, "gold_labels": {"model/"}}.get(stage, set())
+    files -= {"online": {"checkpoints/", "events.jsonl"}, "gold_labels": {"model/"}}.get(stage, set())
     assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
     heldout = json.loads((folder / "done.json").read_text("utf-8")).get("heldout", {})
     first = next(iter(heldout), "")
@@ -313,8 +316,19 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
 
 def test_exit_codes_are_those_of_the_code():
     codes = {int(row[0]) for row in table("docs/configuration.md", "Exit codes")}
-    errors = (ConfigError, DataError, TrainingStopped, self_check.SelfCheckFailed)
-    assert codes == {0, 1, 130, WAITING, RESUBMIT, cli.BROKEN_PIPE} | {error.exit_code for error in errors}
+    errors = (ConfigError, DataError, TrainingStopped, SaveFailed, self_check.SelfCheckFailed)
+    others = {0, 1, 130, CONFIG, WAITING, RESUBMIT, cli.BROKEN_PIPE}
+    assert codes == others | {error.exit_code for error in errors}
+
+
+def test_causes_of_lost_time_are_those_of_the_code():
+    assert [row[0] for row in table("docs/reliability.md", "Goodput")] == list(CAUSES)
+
+
+def test_limits_are_those_of_the_code():
+    page = PAGES["docs/reliability.md"]
+    assert f"{watchdog.STEPS:.0f} times the median step" in page and "half an hour" in page
+    assert watchdog.ELSEWHERE == 1800 and LoopSettings.hang_after == 120 and "120 seconds" in page
 
 
 def test_environments_are_those_of_the_code():

@@ -1,5 +1,12 @@
 """Checkpoints: every bit comes back, on any mesh, and only for the run that wrote them."""
 
+import dataclasses
+import errno
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.config import ConfigError
 from gptjax.sharding.mesh import MeshConfig, make_mesh, replicated
-from gptjax.training.checkpoint import Checkpoints, load_tree, save_tree
+from gptjax.training import checkpoint, integrity
+from gptjax.training.checkpoint import Checkpoints, SaveFailed, load_tree, save_tree
+from gptjax.training.digest import leaf_digests
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import TrainState
 
@@ -103,3 +112,188 @@ def test_a_tree_comes_back(tmp_path, mesh):
     save_tree(tmp_path / "params", params)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
     assert_same_bits(load_tree(tmp_path / "params", abstract), params)
+
+
+def damage_flip(path):
+    """One bit of the middle byte."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1 << (len(data) % 8)
+    path.write_bytes(data)
+
+
+def damage_cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_remove(path):
+    path.unlink()
+
+
+@pytest.fixture
+def two_saves(tmp_path, mesh):
+    """A folder with the checkpoints 1 and 2, and their states."""
+    states, writer = [train_state(mesh, seed) for seed in (1, 2)], Checkpoints(tmp_path / "saves", IDENTITY)
+    for step, state in enumerate(states, 1):
+        writer.save(step, state)
+    writer.close()
+    return tmp_path / "saves", states
+
+
+# Orbax writes these two when it commits; of them only the structure matters.
+COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove])
+def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(two_saves, tmp_path, damage, capsys):
+    """Each file of the newest checkpoint in turn; the folder is made anew for each."""
+    folder, states = two_saves
+    names = [str(p.relative_to(folder / "2")) for p in (folder / "2").rglob("*") if p.is_file()]
+    assert {"integrity.json", "state/_METADATA", "state/manifest.ocdbt", *COMMITTED} <= set(names)
+    notices, like = [], train_state(make_mesh(MeshConfig()), seed=3)
+    for number, name in enumerate(names):
+        if name in COMMITTED and damage is not damage_remove:
+            continue
+        copy = Path(shutil.copytree(folder, tmp_path / str(number) / "saves"))
+        damage(copy / "2" / name)
+        reader = Checkpoints(copy, IDENTITY, notice=lambda event, **facts: notices.append((event, facts)))
+        assert_same_bits(reader.restore_latest(like), states[0])
+        assert reader.steps() == [1] and (copy.parent / "saves-damaged" / "2").is_dir()
+        event, facts = notices.pop()
+        assert event == "damaged" and facts["step"] == 2 and name.split("/")[-1] in facts["reason"], facts
+        assert "it is set aside as" in capsys.readouterr().err
+        reader.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bits_in_files_too_large_to_hash_are_found_in_the_arrays(tmp_path, mesh, monkeypatch, seed):
+    """Not a bit of a wrong array comes back: the flip is found, or it changed nothing."""
+    monkeypatch.setattr(integrity, "HASHED_BYTES", 0)
+    state = train_state(mesh)
+    write(tmp_path / "saves", state)
+    data = [path for path in (tmp_path / "saves").rglob("d/*") if path.stat().st_size > 100]
+    rng = np.random.default_rng(seed)
+    found = 0
+    for path in data:
+        sound = path.read_bytes()
+        for place in rng.integers(0, len(sound), 6):
+            flipped = bytearray(sound)
+            flipped[place] ^= 1 << rng.integers(8)
+            path.write_bytes(flipped)
+            reader = Checkpoints(tmp_path / "saves", IDENTITY)
+            try:
+                assert_same_bits(reader.restore(7, train_state(mesh, seed=1)), state)
+            except integrity.DamagedCheckpoint:
+                found += 1
+            reader.close()
+        path.write_bytes(sound)
+    assert found > 0
+
+
+def test_a_wrong_bit_in_an_array_is_named(tmp_path, mesh):
+    write(tmp_path, train_state(mesh))
+    file = tmp_path / "7" / integrity.FILE
+    facts = json.loads(file.read_text())["facts"]
+    facts["leaves"]["params/w"][2] ^= 1
+    file.write_text(json.dumps({"facts": facts, "sha256": integrity._seal(facts)}))
+    reader = Checkpoints(tmp_path, IDENTITY)
+    message = "7 is damaged: 1 arrays have other bits than were saved, first params/w; no other is left"
+    for _ in range(2):  # the last one is not set aside, or the next start would begin from nothing
+        with pytest.raises(integrity.DamagedCheckpoint, match=message) as damaged:
+            reader.restore_latest(train_state(mesh))
+    assert damaged.value.exit_code == 65
+    reader.close()
+
+
+def test_the_digests_do_not_depend_on_the_mesh(tmp_path):
+    """Saved on 8 devices, restored and saved again on 4 x 2, on 2 and on 1: the same numbers are stored."""
+    meshes = [{"fsdp": 8}, {"data": 4, "fsdp": 2}, {"fsdp": 2}, {}]
+    stored, state = [], None
+    for step, sizes in enumerate(meshes, 1):
+        like = train_state(make_mesh(MeshConfig(**sizes)))
+        checkpoints = Checkpoints(tmp_path, IDENTITY, keep=4)
+        restored = checkpoints.restore_latest(like)
+        state = like if restored is None else restored
+        checkpoints.save(step, state)
+        checkpoints.close()
+        leaves = integrity.read_facts(tmp_path / str(step))["leaves"]
+        stored.append({name: digest for name, (_, _, digest) in leaves.items()})
+        assert leaf_digests(state) == stored[-1]
+    assert stored[0] == stored[1] == stored[2] == stored[3] and len(stored[0]) > 4
+
+
+def test_a_checkpoint_is_inspected_without_knowing_what_it_is_of(two_saves):
+    folder, states = two_saves
+    reader = Checkpoints(folder, {}, tidy=False)
+    facts, position = reader.inspect(2)
+    reader.close()
+    assert position == int(states[1].step) and facts["step"] == 2 and facts["identity"] == IDENTITY
+
+
+def test_a_state_of_another_shape_is_refused_naming_the_leaf(tmp_path, mesh):
+    write(tmp_path, train_state(mesh))
+    other = dataclasses.replace(train_state(mesh), params={"w": jnp.zeros((8, 5))})
+    reader = Checkpoints(tmp_path, IDENTITY)
+    with pytest.raises(
+        ConfigError, match=r"params/w is float32\[8, 4\] in it and float32\[8, 5\] in this run"
+    ):
+        reader.restore_latest(other)
+    assert reader.steps() == [7]
+    reader.close()
+
+
+class Disk:
+    """Free space as told, instead of as it is."""
+
+    def __init__(self, monkeypatch):
+        self.free = 10**12
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=self.free))
+
+
+def test_without_room_nothing_is_written_and_the_second_time_is_the_last(tmp_path, mesh, monkeypatch, capsys):
+    disk, state, notices = Disk(monkeypatch), train_state(mesh), []
+    writer = Checkpoints(
+        tmp_path, IDENTITY, notice=lambda event, **facts: notices.append((event, facts["step"]))
+    )
+    writer.save(1, state)
+    assert writer.settle()
+    disk.free = 100
+    writer.save(2, state)
+    assert not writer.settle()
+    assert "step 2 is not saved" in (shown := capsys.readouterr().err) and "step 1 is intact" in shown
+    disk.free = 10**12
+    writer.save(3, state)  # there is room again: one failure is forgotten
+    assert writer.settle()
+    disk.free = 100
+    writer.save(4, state)
+    with pytest.raises(SaveFailed, match="2 checkpoints in a row .* make room .* step 3 is intact") as failed:
+        writer.save(5, state)
+    assert failed.value.exit_code == 74
+    assert notices == [("save failed", 2), ("save failed", 4), ("save failed", 5)]
+    writer.close()
+    reader = Checkpoints(tmp_path, IDENTITY)
+    assert reader.steps() == [1, 3]
+    assert_same_bits(reader.restore_latest(train_state(mesh, seed=1)), state)
+    reader.close()
+
+
+def test_a_write_that_fails_is_noted_and_cleared_away(tmp_path, mesh, monkeypatch):
+    """It fails in the background, as a disk that fills up does."""
+    writer, state = Checkpoints(tmp_path, IDENTITY), train_state(mesh)
+    writer.save(1, state)
+    assert writer.settle()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_facts", full)
+    writer.save(2, state)
+    assert not writer.settle()
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    with pytest.raises(SaveFailed, match="No space left on device"):
+        writer.save(3, state)
+        writer.settle()
+    monkeypatch.undo()
+    writer.close()
+    reader = Checkpoints(tmp_path, IDENTITY)
+    assert_same_bits(reader.restore_latest(train_state(mesh, seed=1)), state)
+    reader.close()

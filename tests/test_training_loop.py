@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.training.loop import LoopSettings, TrainingStopped, run_loop
+from gptjax.training.checkpoint import SaveFailed
+from gptjax.training.events import read_events
+from gptjax.training.goodput import CAUSES, TRAINING
+from gptjax.training.loop import Checkpoints, LoopSettings, TrainingStopped, run_loop
 from gptjax.training.metrics import read_metrics
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import TrainState, make_train_step
@@ -152,3 +155,69 @@ def test_evaluation_joins_the_metrics_of_its_steps(tmp_path, step):
     train(tmp_path, step, evaluate=evaluate, eval_every=4)
     heldout = {row["step"]: row["heldout"] for row in lines(tmp_path) if "heldout" in row}
     assert heldout == {4: 40, 8: 80, 9: 90}
+
+
+def test_skipped_steps_are_noted_with_their_batches(tmp_path, step, capsys):
+    with pytest.raises(TrainingStopped, match=r"such as --rewind-to 3 --skip-batches 4:7"):
+        train(tmp_path, step, poisoned_at(2, 4, 5, 6))
+    skipped = [event for event in read_events(tmp_path) if event["event"] == "skipped"]
+    assert [(event["batch"], event["in_a_row"]) for event in skipped] == [(2, 1), (4, 1), (5, 2), (6, 3)]
+    assert "fit: step 2 changed nothing (gradient norm nan), batch 2" in capsys.readouterr().out
+
+
+def test_events_say_where_the_time_went(tmp_path, step):
+    with pytest.raises(SystemExit):
+        train(tmp_path, step, terminated_at(5))
+    train(tmp_path, step)
+    events = read_events(tmp_path)
+    kinds = [(event["event"], event["step"]) for event in events]
+    assert kinds == [("start", 0), ("saved", 4), ("saved", 5), ("start", 5), ("saved", 8), ("saved", 9)]
+    last, first = events[-1], events[0]
+    assert set(last["seconds"]) == {TRAINING, *CAUSES} and 0 < last["goodput"] < 1
+    whole = sum(last["seconds"].values())
+    assert whole == pytest.approx(last["time"] - first["began"], abs=0.1)
+    assert last["seconds"]["saving"] > 0 and last["seconds"]["starting"] > 0 and last["seconds"]["down"] > 0
+
+
+def test_two_failed_saves_stop_the_run_and_the_next_start_goes_on(tmp_path, step, monkeypatch, uninterrupted):
+    """The disk is full from step 5 on."""
+    enough = Checkpoints.save
+
+    def save(self, number, state):
+        if number <= 4:
+            return enough(self, number, state)
+        self.settle()
+        return self._fail(number, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(SaveFailed, match="step 4 is intact") as failed:
+        train(tmp_path, step, save_every=2)
+    assert failed.value.exit_code == 74
+    monkeypatch.undo()
+    assert_same_run(train(tmp_path, step, save_every=2), tmp_path, uninterrupted)
+
+
+def test_a_last_checkpoint_that_fails_is_tried_again_at_once(tmp_path, step, monkeypatch, uninterrupted):
+    tried, enough = [], Checkpoints.save
+
+    def save(self, number, state):
+        tried.append(number)
+        if len(tried) != 3:
+            return enough(self, number, state)
+        self.settle()
+        return self._fail(number, "a moment of bad luck")
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert_same_run(train(tmp_path, step), tmp_path, uninterrupted)
+    assert tried == [4, 8, 9, 9]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["8", "9"]
+
+
+def test_a_damaged_checkpoint_costs_one_interval(tmp_path, step, capsys, uninterrupted):
+    with pytest.raises(SystemExit):
+        train(tmp_path, step, terminated_at(6))
+    next((tmp_path / "checkpoints" / "6").rglob("manifest.ocdbt")).unlink()
+    assert_same_run(train(tmp_path, step), tmp_path, uninterrupted)
+    assert "fit: resumed at step 4 of 9" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "checkpoints-damaged").iterdir()] == ["6"]
+    assert "damaged" in [event["event"] for event in read_events(tmp_path)]

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from gptjax.errors import UserError
+from gptjax.errors import DATA, UserError
 
 KINDS = (
     "not UTF-8",
@@ -20,7 +20,7 @@ KINDS = (
 class DataError(UserError):
     """Data that can't be used: the message names the file, the line and the remedy."""
 
-    exit_code = 65
+    exit_code = DATA
 
 
 class BadRows:

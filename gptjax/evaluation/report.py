@@ -17,6 +17,7 @@ from gptjax.evaluation.document import (
     write_html,
     write_markdown,
 )
+from gptjax.evaluation.goodput import where_time_went
 from gptjax.evaluation.results import Run, read_run
 from gptjax.training.metrics import DIGEST
 
@@ -70,6 +71,7 @@ def _blocks(runs: Sequence[Run]) -> Iterator[Block]:
         )
     yield from _texts(first)
     yield from _cost(runs, names)
+    yield from where_time_went(runs, names)
     yield from _files(runs)
 
 
@@ -260,6 +262,7 @@ def _files(runs: Sequence[Run]) -> Iterator[Block]:
         "config.json": "the resolved configuration",
         "environment.txt": "versions, devices and command line of every start",
         "metrics.jsonl": "every metric of every logged step",
+        "events.jsonl": "starts, saves, skipped steps, what was set aside, and where the time went",
         "done.json": "what the finished stage found and cost",
         "results.json": "the figures, samples and transcripts of this report",
         "tensorboard": "the curves for TensorBoard",

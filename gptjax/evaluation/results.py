@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from gptjax.config import ConfigError
+from gptjax.training.events import read_events
 from gptjax.training.metrics import read_metrics
 
 # The order of the road; other stages follow by name.
@@ -22,6 +23,8 @@ class Run:
       done: stage -> its summary; a stage that has not finished is absent.
       replies: stage -> rows of its `samples.jsonl`, of stages whose replies were scored.
       environment: facts of the latest start, from `environment.txt`.
+      time: stage -> the last record of where its time went, from `events.jsonl`.
+      starts: stage -> how often it was started.
     """
 
     folder: Path
@@ -30,6 +33,8 @@ class Run:
     done: dict[str, dict]
     replies: dict[str, list[dict]]
     environment: dict[str, str]
+    time: dict[str, dict]
+    starts: dict[str, int]
 
 
 def read_run(folder: Path) -> Run:
@@ -45,6 +50,7 @@ def read_run(folder: Path) -> Run:
         stages[folder.resolve().name] = folder
     order = [name for name in _STAGES if name in stages] + sorted(set(stages) - set(_STAGES))
     done = {name: stages[name] / "done.json" for name in order}
+    events = {name: read_events(stages[name]) for name in order}
     results = folder / "results.json"
     return Run(
         folder=folder,
@@ -53,7 +59,13 @@ def read_run(folder: Path) -> Run:
         done={name: _read_json(path) for name, path in done.items() if path.exists()},
         replies={name: rows for name in order if (rows := _scored_replies(stages[name] / "samples.jsonl"))},
         environment=_latest_environment(folder / "environment.txt"),
+        time={name: saved[-1] for name in order if (saved := _of_kind(events[name], "saved"))},
+        starts={name: len(_of_kind(events[name], "start")) for name in order},
     )
+
+
+def _of_kind(events: list[dict], kind: str) -> list[dict]:
+    return [event for event in events if event["event"] == kind]
 
 
 def _read_json(path: Path) -> dict:

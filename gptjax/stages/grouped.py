@@ -284,6 +284,6 @@ def run(config: GroupedConfig, folder: Path, may_change: Iterable[str] = ()) -> 
         figures = evaluate_policies(config, base, reward, final, folder, config.text_length, Conventions())
     save_model(folder, "language", language.config, final, base.tokenizer)
     rows = read_metrics(folder / "metrics.jsonl")
-    tokens = round(sum(row["val/response_length"] for row in rows) * config.batch_size)
+    tokens = round(sum(row.get("val/response_length", 0.0) for row in rows) * config.batch_size)
     cost = {"seconds": time.monotonic() - started, "tokens": tokens}
     mark_done(folder, cost | {"heldout": figures} | check_summary(config, rows))

@@ -274,6 +274,6 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
     figures = compare_policies(evaluation, base, final, folder)
     save_model(folder, "language", ready.language.config, final, base.tokenizer)
     seconds, rows = time.monotonic() - started, read_metrics(folder / "metrics.jsonl")
-    tokens = round(sum(row["val/response_length"] for row in rows) * config.batch_size)
+    tokens = round(sum(row.get("val/response_length", 0.0) for row in rows) * config.batch_size)
     cost = {"seconds": seconds, "tokens": tokens}
     mark_done(folder, cost | {"heldout": figures} | check_summary(config, rows))

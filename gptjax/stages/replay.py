@@ -13,6 +13,7 @@ from gptjax.sharding.mesh import make_mesh
 from gptjax.stages.ppo import PpoConfig, Prepared, prepare
 from gptjax.stages.ppo_iteration import DIGESTS, PpoState
 from gptjax.training.checkpoint import Checkpoints
+from gptjax.training.interventions import pass_over
 from gptjax.training.metrics import read_metrics
 
 
@@ -30,7 +31,7 @@ def replay(folder: Path, step: int) -> bool:
         ConfigError: the folder holds no PPO run, the step is not logged, or logged without digests.
     """
     config, rows = read_run(folder)
-    logged = {row["step"]: digests(row) for row in rows}
+    logged, whole_rows = {row["step"]: digests(row) for row in rows}, {row["step"]: row for row in rows}
     if step not in logged:
         known = f"steps {min(logged)} to {max(logged)}" if logged else "no step"
         raise ConfigError(f"{folder / 'metrics.jsonl'} logs {known}: choose --step among them, not {step}")
@@ -41,6 +42,9 @@ def replay(folder: Path, step: int) -> bool:
     first = int(state.step) + 1
     print(f"replay: from step {first - 1}, {step - first + 1} to run", flush=True)
     for number in range(first, step + 1):
+        if "left_out" in whole_rows[number]:
+            state, _ = pass_over(state)
+            continue
         state, metrics = ready.iteration(state, ready.batch_at(number - 1), ready.key)
         made = digests(metrics)
         different = next((name for name, was in logged[number].items() if made.get(name) != was), None)

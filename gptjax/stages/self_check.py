@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.errors import UserError
+from gptjax.errors import INTERNAL, UserError
 from gptjax.stages.adapters import whole
 from gptjax.stages.rollout import Rollout, exact_divergences
 
@@ -28,7 +28,7 @@ ROWS = 16
 class SelfCheckFailed(UserError):
     """An identity does not hold; the message names it."""
 
-    exit_code = 70
+    exit_code = INTERNAL
 
 
 def check_due(config, number: int) -> bool:

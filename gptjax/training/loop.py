@@ -1,16 +1,21 @@
 """The loop around a step: resume, log, evaluate, save, stop cleanly."""
 
-import os
-import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
-from gptjax.errors import RESUBMIT, UserError
+from gptjax.errors import INTERNAL, RESUBMIT, UserError
 from gptjax.training.checkpoint import Checkpoints
-from gptjax.training.metrics import MetricsWriter, Progress, peak_flops_per_device
+from gptjax.training.events import EventLog
+from gptjax.training.goodput import Goodput, earlier_seconds
+from gptjax.training.integrity import file_hash
+from gptjax.training.interventions import batches_left_out, pass_over
+from gptjax.training.metrics import MetricsWriter, Progress, peak_flops_per_device, seconds_spent
+from gptjax.training.stopping import StopSignal
+from gptjax.training.watchdog import Watchdog
 
 SKIPS_ALLOWED = 3
 
@@ -18,26 +23,7 @@ SKIPS_ALLOWED = 3
 class TrainingStopped(UserError):
     """Training cannot go on by itself; the message says why and what to do."""
 
-    exit_code = 70
-
-
-class StopSignal:
-    """Notes SIGTERM so that the loop can save first; a second one leaves at once."""
-
-    def __init__(self):
-        self.received = False
-
-    def __enter__(self):
-        self._previous = signal.signal(signal.SIGTERM, self._handle)
-        return self
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._previous)
-
-    def _handle(self, *_):
-        if self.received:
-            os._exit(RESUBMIT)
-        self.received = True
+    exit_code = INTERNAL
 
 
 @dataclass(frozen=True)
@@ -56,6 +42,7 @@ class LoopSettings:
         devices: number of devices the step runs on.
         started: see `MetricsWriter`.
         keep: how many of the newest checkpoints are kept.
+        hang_after: seconds without a finished step after which the run is ended, at least; see `Watchdog`.
     """
 
     stage: str
@@ -69,6 +56,7 @@ class LoopSettings:
     devices: int = 1
     started: float | None = None
     keep: int = 2
+    hang_after: float = 120.0
 
 
 def peak_flops(devices: int) -> float | None:
@@ -77,10 +65,76 @@ def peak_flops(devices: int) -> float | None:
     return None if peak is None else peak * devices
 
 
+class Journal:
+    """What the loop writes down: metrics, progress, events and where the time went.
+
+    Args:
+        settings: of the loop.
+        start: the step that is gone on from.
+        about: further facts of this start.
+    """
+
+    def __init__(self, settings: LoopSettings, start: int, about: dict[str, str]):
+        self._settings, folder = settings, settings.folder
+        now = time.monotonic()
+        # `started` is set back by what earlier starts took.
+        began = now if settings.started is None else min(now, settings.started + seconds_spent(folder))
+        wall = time.time() - (now - began)
+        self.time = Goodput(earlier_seconds(folder, start, wall), began)
+        self.events = EventLog(folder)
+        self.events.add("start", stage=settings.stage, step=start, began=round(wall, 3), **about)
+        self._writer = MetricsWriter(folder, settings.started)
+        self._writer.truncate_after(start)
+        self.progress = Progress(
+            settings.steps,
+            settings.stage,
+            settings.tokens_per_step,
+            settings.flops_per_token,
+            peak_flops(settings.devices),
+        )
+
+    def log(self, number: int, metrics) -> None:
+        """Waits for the metrics of a step and writes them.
+
+        Raises:
+            TrainingStopped: three steps in a row changed nothing.
+        """
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._writer.write(number, values, self._settings.stage)
+        self.progress.update(number, values)
+        skipped = int(values.get("skipped", 0.0))
+        self.time.step("skipped" if skipped or "left_out" in values else "")
+        if skipped:
+            self._skipped(number, skipped, values)
+
+    def _skipped(self, number: int, skipped: int, values: dict[str, float]) -> None:
+        stage, norm = self._settings.stage, str(values.get("gradient_norm"))
+        self.events.add("skipped", step=number, batch=number, gradient_norm=norm, in_a_row=skipped)
+        print(f"{stage}: step {number} changed nothing (gradient norm {norm}), batch {number}", flush=True)
+        if skipped >= SKIPS_ALLOWED:
+            first = number - SKIPS_ALLOWED + 1
+            raise TrainingStopped(
+                f"{stage} stopped at step {number}: the loss or gradient was a spike or not finite "
+                f"{SKIPS_ALLOWED} times in a row; lower the learning rate, or go back and leave batches out, "
+                f"such as --rewind-to {max(first - 1, 0)} --skip-batches {first}:{number + 1}"
+            )
+
+    def saved(self, number: int) -> None:
+        """Notes that a checkpoint is being written, and where the time went until then."""
+        record = self.time.record()
+        goodput = record.pop("goodput")
+        self.events.add("saved", stage=self._settings.stage, step=number, goodput=goodput, seconds=record)
+        self._writer.curve(number, "goodput", goodput, self._settings.stage)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._writer.close()
+
+
 def run_loop(
     state, step: Callable, batch_at: Callable, key: jax.Array, settings: LoopSettings, evaluate=None
 ):
-    """Runs `step` until `settings.steps`, from the newest checkpoint if there is one.
+    """Runs `step` until `settings.steps`, from the newest whole checkpoint if there is one.
 
     Metrics of step n - 1 are fetched after step n has been dispatched, so that logging never makes the
     device wait.
@@ -98,55 +152,62 @@ def run_loop(
 
     Raises:
         SystemExit: code 75 after SIGTERM, once a checkpoint is written.
-        TrainingStopped: three updates in a row were not finite.
+        TrainingStopped: three updates in a row were not finite, or spikes.
+        SaveFailed: two checkpoints in a row could not be written.
     """
-    checkpoints = Checkpoints(settings.folder / "checkpoints", settings.identity, settings.keep)
+    about = {"config": file_hash(settings.folder / "config.json")}
+    checkpoints = Checkpoints(
+        settings.folder / "checkpoints",
+        settings.identity,
+        settings.keep,
+        about=about,
+        notice=EventLog(settings.folder).add,
+    )
     restored = checkpoints.restore_latest(state)
     state = state if restored is None else restored
     start = int(state.step)
     if start:
         print(f"{settings.stage}: resumed at step {start} of {settings.steps}", flush=True)
-    writer = MetricsWriter(settings.folder, settings.started)
-    writer.truncate_after(start)
-    progress = Progress(
-        settings.steps,
-        settings.stage,
-        settings.tokens_per_step,
-        settings.flops_per_token,
-        peak_flops(settings.devices),
-    )
+    journal, left_out = Journal(settings, start, about), batches_left_out(settings.folder)
+    watchdog = Watchdog(settings.folder, jax.process_index(), settings.hang_after)
 
-    def log(number, metrics):
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        writer.write(number, values, settings.stage)
-        progress.update(number, values)
-        if values.get("skipped", 0.0) >= SKIPS_ALLOWED:
-            raise TrainingStopped(
-                f"{settings.stage} stopped at step {number}: the loss or gradient was not finite "
-                f"{SKIPS_ALLOWED} times in a row; lower the learning rate or look at these steps' batches"
-            )
+    def save(number, state, at_once):
+        with watchdog.patience(), journal.time.during("saving"):
+            checkpoints.save(number, state)
+        journal.saved(number)
+        if at_once:
+            with watchdog.patience():
+                if not checkpoints.settle():
+                    checkpoints.save(number, state)
+                checkpoints.settle()
 
     pending = None
     try:
-        with StopSignal() as stop, progress:
+        with StopSignal() as stop, journal.progress, watchdog:
             for number in range(start + 1, settings.steps + 1):
-                state, metrics = step(state, batch_at(number - 1), key)
+                if number in left_out:
+                    state, metrics = pass_over(state)
+                else:
+                    state, metrics = step(state, batch_at(number - 1), key)
                 if pending:
-                    log(*pending)
+                    journal.log(*pending)
+                    watchdog.beat()
                 pending = (number, metrics)
-                last = number == settings.steps
+                last, stopping = number == settings.steps, stop.asked(number)
                 if evaluate and settings.eval_every and (last or number % settings.eval_every == 0):
-                    pending = (number, metrics | evaluate(state))
-                if stop.received or last or number % settings.save_every == 0:
-                    log(*pending)
+                    jax.block_until_ready(metrics)
+                    with watchdog.patience(), journal.time.during("evaluating"):
+                        pending = (number, metrics | jax.device_get(evaluate(state)))
+                checkpoints.poll()
+                if stopping or last or number % settings.save_every == 0:
+                    journal.log(*pending)
                     pending = None
-                    checkpoints.save(number, state)
-                if stop.received:
-                    checkpoints.close()
+                    save(number, state, at_once=stopping or last)
+                if stopping:
                     message = f"{settings.stage}: saved at step {number} after SIGTERM; run again to resume"
                     print(message, flush=True)
                     raise SystemExit(RESUBMIT)
     finally:
         checkpoints.close()
-        writer.close()
+        journal.close()
     return state

@@ -85,6 +85,11 @@ class MetricsWriter:
             self._events().add_scalar(f"{stage}/{name}", value, int(step))
         self._events().flush()
 
+    def curve(self, step: int, name: str, value: float, stage: str) -> None:
+        """Adds a point of a curve to TensorBoard alone: what differs from start to start is no metric."""
+        if self._active:
+            self._events().add_scalar(f"{stage}/{name}", value, int(step))
+
     def close(self) -> None:
         """Closes the TensorBoard file."""
         if self._tensorboard is not None:

@@ -9,6 +9,7 @@ import optax
 
 from gptjax.config import configclass
 from gptjax.ranges import BelowOne, Count, Fraction, Natural, NonNegative, Positive
+from gptjax.training.spikes import SpikeConfig, watch_spikes
 
 
 @configclass
@@ -32,6 +33,7 @@ class OptimizerConfig:
         weight_decay: decoupled, on matrices and embeddings only.
         clip_norm: largest global norm of the gradient; None switches clipping off.
         muon_learning_rate: peak of the hidden matrices' rate when kind is "muon".
+        spikes: skip steps whose loss or gradient suddenly jumps; None skips only what is not finite.
     """
 
     kind: Literal["adamw", "adam_tf1", "muon"] = "adamw"
@@ -47,6 +49,7 @@ class OptimizerConfig:
     weight_decay: NonNegative = 0.1
     clip_norm: Positive | None = 1.0
     muon_learning_rate: Positive = 0.02
+    spikes: SpikeConfig | None = None
 
     def __post_init__(self):
         if self.schedule == "noam" and self.warmup_steps < 1:
@@ -106,9 +109,9 @@ def make_optimizer(
     )
     if config.kind == "muon":
         update = _with_muon(update, config, steps, axes, clock)
-    if config.clip_norm is None:
-        return update
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    if config.clip_norm is not None:
+        update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    return update if config.spikes is None else optax.chain(watch_spikes(config.spikes), update)
 
 
 def scale_by_adam_tf1(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gptjax.training.spikes import spiked
+
 Metrics = dict[str, jax.Array]
 LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
 
@@ -25,7 +27,7 @@ class TrainState:
         step: int32 scalar, updates tried so far; the position in the data.
         params: tree of float32 master weights.
         opt_state: the optimiser's moments and count.
-        skipped: int32 scalar, updates skipped in a row because a number was not finite.
+        skipped: int32 scalar, updates skipped in a row because a number was not finite or a spike.
     """
 
     step: jax.Array
@@ -79,24 +81,25 @@ def accumulated_gradient(loss_fn: LossFunction, params, batch, totals, key, accu
 
 
 def apply_update(state: TrainState, gradient, loss, optimizer) -> tuple[TrainState, Metrics]:
-    """One optimiser update, or none at all when the loss or the gradient is not finite.
+    """One optimiser update, or none at all when the loss or the gradient is not finite or a spike.
 
     A skipped update leaves parameters, moments and the schedule's count as they were, so that the run goes
     on exactly as if the batch had not been there. `skipped` counts them in a row.
     """
     norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(gradient, state.opt_state, state.params, value=loss)
+    accepted = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.logical_not(spiked(opt_state))
     params = optax.apply_updates(state.params, updates)
 
     def keep(new, old):
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
 
     state = TrainState(
         step=state.step + 1,
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
-        skipped=jnp.where(finite, 0, state.skipped + 1),
+        skipped=jnp.where(accepted, 0, state.skipped + 1),
     )
     return state, {"gradient_norm": norm, "skipped": state.skipped.astype(jnp.float32)}
 
