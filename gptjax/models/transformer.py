@@ -13,9 +13,10 @@ from gptjax.config import configclass
 from gptjax.models.attention import KVCache, causal_mask
 from gptjax.models.block import Block, Derived, make_norm, run_stack, stack
 from gptjax.models.layers import dropout, normal_param
+from gptjax.models.ring import CausalSegments
 from gptjax.models.rotary import RotaryScaling, rotary_angles
 from gptjax.ranges import BelowOne, Count, NonNegative, Positive
-from gptjax.sharding.rules import constrain
+from gptjax.sharding.rules import axis_devices, constrain
 
 
 @configclass
@@ -140,7 +141,9 @@ class Decoder(nnx.Module):
         keys = None if key is None else jax.random.split(key, c.layers + 1)
         x_BxLxD = self._embed(tokens_BxL, positions)
         x_BxLxD = dropout(x_BxLxD, c.dropout, None if keys is None else keys[-1])
-        mask, rotation = causal_mask(length, segment_ids), self._rotation(positions)
+        split = axis_devices("sequence") > 1
+        mask = CausalSegments(segment_ids) if split else causal_mask(length, segment_ids)
+        rotation = self._rotation(positions)
 
         def layer(block, x, layer_key, kind):
             return block(x, mask, rotation, key=layer_key, band=c.band(kind))[0]

@@ -9,6 +9,8 @@ import numpy as np
 from gptjax.losses.lm import linear_cross_entropy
 from gptjax.losses.masked import masked_sum
 from gptjax.models.functional import ModelDefinition
+from gptjax.sharding.mesh import place
+from gptjax.sharding.rules import parts_to_rows
 
 # What the loss reads. Rows without segments are one document each: attention crosses nothing.
 PLAIN = ("tokens", "targets", "loss_mask")
@@ -34,10 +36,10 @@ def make_language_loss(definition: ModelDefinition, *, z_loss: float = 0.0, chun
         )
         matrix, transposed = model.output_matrix()
         return linear_cross_entropy(
-            hidden_BxLxD,
+            parts_to_rows(hidden_BxLxD),
             matrix,
-            batch["targets"],
-            batch["loss_mask"],
+            parts_to_rows(batch["targets"]),
+            parts_to_rows(batch["loss_mask"]),
             transposed=transposed,
             z_loss=z_loss,
             chunk_size=chunk,
@@ -53,10 +55,23 @@ def count_tokens(batch) -> jax.Array:
     return masked_sum(batch["loss_mask"], batch["loss_mask"])
 
 
-def make_sum_loss(definition: ModelDefinition):
-    """Jitted `(params, batch) -> sum of the token losses` in nats, for evaluation."""
+def make_sum_loss(definition: ModelDefinition, mesh=None):
+    """Jitted `(params, batch) -> sum of the token losses` in nats, for evaluation.
+
+    Args:
+        definition: a language model.
+        mesh: splits the batch; None leaves it whole on every device.
+    """
     loss_fn = make_language_loss(definition)
-    return jax.jit(lambda params, batch: loss_fn(params, batch, 1.0, None)[1]["loss"])
+    sum_loss = jax.jit(lambda params, batch: loss_fn(params, batch, 1.0, None)[1]["loss"])
+    if mesh is None:
+        return sum_loss
+
+    def split_sum_loss(params, batch):
+        with jax.set_mesh(mesh):
+            return sum_loss(params, place(select(batch, PLAIN), mesh))
+
+    return split_sum_loss
 
 
 def select(batch: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ from gptjax.stages.handover import load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import PLAIN, count_tokens, make_language_loss, make_sum_loss, select
 from gptjax.stages.pretrain_data import glance_rows, make_tokenizer, token_rows
-from gptjax.stages.sharded import compile_step, create_state
+from gptjax.stages.sharded import check_decoder, compile_step, create_state
 from gptjax.training.batch_ramp import BatchRamp, plan_batches, ramp_sizes
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
@@ -95,7 +95,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         for size in ramp_sizes(self.ramp, self.batch_size):
-            check_batch(size, self.mesh, self.accumulate)
+            check_batch(size, self.mesh, self.accumulate, whole_rows=False)
         if self.base and self.tokenizer:
             raise ValueError("base brings its own tokenizer: leave out tokenizer, or base")
         if self.code_tokens and not (self.base or self.tokenizer):
@@ -107,6 +107,7 @@ class PretrainConfig:
             raise ValueError(
                 f"length = {self.length} is longer than model.context_length = {self.model.context_length}"
             )
+        check_decoder(self.model, self.length, self.mesh)
 
 
 def start_compressors(config: PretrainConfig, train, heldout) -> Callable[[], dict]:
@@ -201,7 +202,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         devices=config.mesh.size,
         started=started,
     )
-    sum_loss = make_sum_loss(definition)
+    sum_loss = make_sum_loss(definition, None if config.mesh.whole_rows else mesh)
     glance = glance_rows(heldout, tokenizer, config)
 
     def watch(state):

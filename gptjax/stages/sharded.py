@@ -3,9 +3,27 @@
 import jax
 
 from gptjax.models.functional import ModelDefinition
-from gptjax.sharding.mesh import replicated
+from gptjax.models.transformer import DecoderConfig
+from gptjax.sharding.mesh import MeshConfig, replicated
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.step import TrainState
+
+
+def check_decoder(model: DecoderConfig, length: int, mesh: MeshConfig) -> None:
+    """Refuse a mesh that cannot split the rows of this pretraining.
+
+    Raises:
+        ValueError: naming the numbers.
+    """
+    if length % mesh.sequence:
+        raise ValueError(
+            f"length = {length} does not divide over mesh.sequence = {mesh.sequence}: use a multiple of it"
+        )
+    if mesh.sequence > 1 and model.attention != "reference":
+        raise ValueError(
+            f"model.attention = {model.attention!r} attends within one device, but mesh.sequence = "
+            f"{mesh.sequence} splits the rows: set model.attention to 'reference', which goes round the ring"
+        )
 
 
 def create_state(definition: ModelDefinition, optimizer, mesh, key=None, params=None) -> TrainState:
