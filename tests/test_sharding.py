@@ -15,7 +15,7 @@ from gptjax.models.heads import LanguageModel
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, replicated
 from gptjax.sharding.rules import constrain, parameter_shardings, partition_spec, parts_to_rows
 from gptjax.stages.language_loss import count_tokens, make_language_loss
-from gptjax.stages.sharded import check_decoder, compile_step, create_state
+from gptjax.stages.sharded import check_decoder, compile_step, create_state, order_microbatches
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
 from gptjax.training.step import accumulated_gradient, apply_update
 
@@ -30,8 +30,15 @@ MESHES = {
     "sequence_fsdp": MeshConfig(fsdp=2, sequence=4),
     "sequence_tensor": MeshConfig(sequence=4, tensor=2),
     "sequence_all": MeshConfig(fsdp=2, sequence=2, tensor=2),
+    "stage2": MeshConfig(stage=2),
+    "stage4": MeshConfig(stage=4),
+    "stage_data": MeshConfig(stage=4, data=2),
+    "stage_fsdp": MeshConfig(stage=2, fsdp=4),
+    "stage_tensor": MeshConfig(stage=4, tensor=2),
+    "stage_sequence": MeshConfig(stage=2, sequence=4),
+    "stage_all": MeshConfig(stage=2, fsdp=2, sequence=2),
 }
-FAST = {"rows", "sequence_all"}
+FAST = {"rows", "stage_all"}
 
 
 def test_too_few_devices_are_named():
@@ -43,7 +50,7 @@ def test_too_few_devices_are_named():
 
 def test_mesh_has_its_axes_and_devices():
     mesh = make_mesh(MeshConfig(data=2, tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "sequence": 1, "tensor": 2}
+    assert dict(mesh.shape) == {"stage": 1, "data": 2, "fsdp": 1, "sequence": 1, "tensor": 2}
     assert mesh.devices.size == 4
     with pytest.raises(ValueError, match="fsdp\n.*greater than or equal to 1"):
         MeshConfig(fsdp=0)
@@ -57,35 +64,53 @@ def test_a_batch_that_does_not_divide_is_refused():
         check_batch(20, MeshConfig(data=2, fsdp=2), accumulate=3)
 
 
-def test_rows_are_split_by_pretraining_alone():
-    check_batch(8, MeshConfig(data=2, sequence=4), whole_rows=False)
-    with pytest.raises(
-        ValueError, match="mesh.sequence = 4 splits the positions of a row, which the pretrain"
+def test_positions_and_layers_are_split_by_pretraining_alone():
+    check_batch(8, MeshConfig(data=2, sequence=4, stage=2), pretraining=True)
+    for axes, numbers in (
+        ({"sequence": 4}, "= 4 and mesh.stage = 1"),
+        ({"stage": 2}, "= 1 and mesh.stage = 2"),
     ):
-        check_batch(8, MeshConfig(data=2, sequence=4))
+        with pytest.raises(
+            ValueError, match=f"mesh.sequence {numbers} split positions and layers, which pretr"
+        ):
+            check_batch(8, MeshConfig(data=2, **axes))
 
 
 @pytest.mark.parametrize(
-    "changes, match",
+    "mesh, changes, match",
     [
-        ({"length": 12}, "length = 12 does not divide over mesh.sequence = 8: use a multiple"),
-        ({"attention": "xla"}, "model.attention = 'xla' attends within one device, but mesh.sequence = 8"),
+        (
+            MeshConfig(sequence=8),
+            {"length": 12},
+            "length = 12 does not .* mesh.stage = 8 x 1: .* multiple of 8",
+        ),
+        (MeshConfig(sequence=2, stage=4), {"length": 12}, "length = 12 does not divide .* a multiple of 8"),
+        (
+            MeshConfig(sequence=8),
+            {"attention": "xla"},
+            "model.attention = 'xla' attends within one device, but",
+        ),
+        (
+            MeshConfig(stage=4),
+            {"layers": 6},
+            "model.layers = 6 does not divide over mesh.stage = 4: use a mult",
+        ),
+        (MeshConfig(stage=4), {"attention_band": 4}, "= 4 in pairs of a dense and a banded layer: .* of 8"),
     ],
 )
-def test_a_decoder_that_the_mesh_cannot_split_is_refused(changes, match):
-    model = llama("7B", vocab_size=40, context_length=16, width=16, layers=2, heads=4, mlp_width=32)
-    given = {"length": 16, "attention": "reference"}
+def test_a_decoder_that_the_mesh_cannot_split_is_refused(mesh, changes, match):
+    model = llama("7B", vocab_size=40, context_length=16, width=16, layers=4, heads=4, mlp_width=32)
 
-    def check(length, **model_changes):
-        check_decoder(replace(model, **model_changes), length, MeshConfig(sequence=8))
+    def check(length=16, **changes):
+        check_decoder(replace(model, **changes), length, mesh)
 
-    check(**given)
+    check()
     with pytest.raises(ValueError, match=match):
-        check(**given | changes)
+        check(**changes)
 
 
 def test_rules_by_hand():
-    assert partition_spec(("layers", "embed", "heads")) == PartitionSpec(None, "fsdp", "tensor")
+    assert partition_spec(("layers", "embed", "heads")) == PartitionSpec("stage", "fsdp", "tensor")
     assert partition_spec(("batch", "length", None)) == PartitionSpec(("data", "fsdp"), "sequence", None)
 
 
@@ -126,7 +151,7 @@ def test_parts_of_rows_become_rows_where_they_lie():
     with jax.set_mesh(make_mesh(MeshConfig(data=2, sequence=4))):
         rows = jax.jit(parts_to_rows)(x)
     np.testing.assert_array_equal(rows, np.concatenate(np.split(x, 4, axis=1)))
-    assert rows.sharding.spec == PartitionSpec(("sequence", "data"))
+    assert rows.addressable_shards[0].data.shape == (2, 2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +161,7 @@ def problem():
     No biases: the gradient of a key bias is zero, and Adam would blow its rounding up to a whole step.
     """
     config = llama(
-        "7B", vocab_size=40, context_length=8, width=16, layers=2, heads=4, kv_heads=2, mlp_width=32
+        "7B", vocab_size=40, context_length=8, width=16, layers=4, heads=4, kv_heads=2, mlp_width=32
     )
     definition, rng = ModelDefinition(LanguageModel, config), np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), definition.abstract)
@@ -152,11 +177,12 @@ def problem():
 def one_step(problem, mesh_config):
     """State after one step with two micro-batches, and (loss, metrics, gradient), on a mesh."""
     definition, params, batch, optimizer = problem
-    mesh, loss_fn = make_mesh(mesh_config), make_language_loss(definition, chunk=16)
+    in_turn, flowing = order_microbatches(mesh_config, accumulate=2)
+    mesh, loss_fn = make_mesh(mesh_config), make_language_loss(definition, chunk=16, microbatches=flowing)
 
     def step(state, batch, key):
         loss, metrics, gradient = accumulated_gradient(
-            loss_fn, state.params, batch, count_tokens(batch), key, accumulate=2
+            loss_fn, state.params, batch, count_tokens(batch), key, accumulate=in_turn
         )
         return apply_update(state, gradient, loss, optimizer)[0], (loss, metrics, gradient)
 
@@ -193,6 +219,27 @@ def test_parameters_and_moments_lie_in_shards(problem):
     ]
     assert len(kernels) == 3  # the parameter and Adam's two moments
     for kernel in kernels:
-        assert kernel.shape == (2, 16, 32)
-        assert kernel.addressable_shards[0].data.shape == (2, 8, 16)
+        assert kernel.shape == (4, 16, 32)
+        assert kernel.addressable_shards[0].data.shape == (4, 8, 16)
     assert state.step.sharding == replicated(mesh)
+
+
+@pytest.mark.slow
+def test_dropout_in_a_pipeline_follows_its_key(problem):
+    definition, params, batch, _ = problem
+    definition = ModelDefinition(LanguageModel, replace(definition.config, dropout=0.5))
+    loss_fn = jax.jit(make_language_loss(definition, microbatches=2))
+    mesh = make_mesh(MeshConfig(stage=2, data=2))
+    with jax.set_mesh(mesh):
+        placed = place(batch, mesh)
+        losses = [float(loss_fn(params, placed, 1.0, jax.random.key(seed))[0]) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1]
+    assert losses[2] != losses[0]
+
+
+def test_each_stage_holds_its_layers(problem):
+    definition, params, _, optimizer = problem
+    mesh = make_mesh(MeshConfig(stage=4, tensor=2))
+    state = create_state(definition, optimizer, mesh, params=jax.tree.map(jnp.asarray, params))
+    kernel = state.params["decoder"]["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (1, 16, 16)

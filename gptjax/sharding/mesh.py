@@ -1,4 +1,4 @@
-"""The mesh of devices: data parallel, fully sharded data parallel, sequence parallel, tensor parallel."""
+"""The mesh of devices: data parallel, fully sharded data parallel, sequence, tensor and pipeline parallel."""
 
 import math
 
@@ -11,7 +11,7 @@ from gptjax.environment import find_devices
 from gptjax.ranges import Count
 
 # The first spans the slowest links, the last, whose devices talk most, the fastest.
-MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+MESH_AXES = ("stage", "data", "fsdp", "sequence", "tensor")
 
 
 @configclass
@@ -19,12 +19,14 @@ class MeshConfig:
     """How many devices each mesh axis spans; their product is the number of devices used.
 
     Attributes:
+        stage: groups of devices that hold some of the layers each (pretraining only).
         data: copies of the model, each with its own part of the batch.
         fsdp: devices that share one copy's parameters and split its batch.
         sequence: devices that split the positions of a row (pretraining only).
         tensor: devices that split heads, feed-forward width and vocabulary.
     """
 
+    stage: Count = 1
     data: Count = 1
     fsdp: Count = 1
     sequence: Count = 1
@@ -41,9 +43,9 @@ class MeshConfig:
         return self.data * self.fsdp
 
     @property
-    def whole_rows(self) -> bool:
-        """Whether a device holds all positions of its rows."""
-        return self.sequence == 1
+    def for_pretraining(self) -> bool:
+        """Whether it splits positions or layers, which pretraining alone can."""
+        return self.sequence * self.stage > 1
 
     def __str__(self) -> str:
         return " x ".join(f"{axis}={getattr(self, axis)}" for axis in MESH_AXES if getattr(self, axis) > 1)
@@ -72,33 +74,33 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices[: config.size])
 
 
-def check_whole_rows(mesh: MeshConfig) -> None:
-    """Refuse a mesh that splits the positions of a row, which pretraining alone can.
+def check_any_stage(mesh: MeshConfig) -> None:
+    """Refuse a mesh that splits the positions of a row or the layers, which pretraining alone can.
 
     Raises:
-        ValueError: naming the axis.
+        ValueError: naming the axes.
     """
-    if not mesh.whole_rows:
+    if mesh.for_pretraining:
         raise ValueError(
-            f"mesh.sequence = {mesh.sequence} splits the positions of a row, which pretraining alone can: "
-            "leave it at 1 and raise mesh.data, mesh.fsdp or mesh.tensor"
+            f"mesh.sequence = {mesh.sequence} and mesh.stage = {mesh.stage} split positions and layers, "
+            "which pretraining alone can: leave them at 1 and raise mesh.data, mesh.fsdp or mesh.tensor"
         )
 
 
-def check_batch(batch_size: int, mesh: MeshConfig, accumulate: int = 1, *, whole_rows: bool = True) -> None:
+def check_batch(batch_size: int, mesh: MeshConfig, accumulate: int = 1, *, pretraining: bool = False) -> None:
     """Refuse a batch that does not divide over the mesh and the micro-batches.
 
     Args:
         batch_size: rows of an update.
         mesh: from the stage's configuration.
         accumulate: micro-batches.
-        whole_rows: the stage needs every row whole, see `check_whole_rows`.
+        pretraining: allow what `check_any_stage` refuses.
 
     Raises:
         ValueError: naming both numbers.
     """
-    if whole_rows:
-        check_whole_rows(mesh)
+    if not pretraining:
+        check_any_stage(mesh)
     parts = mesh.batch_shards * accumulate
     if batch_size % parts:
         raise ValueError(

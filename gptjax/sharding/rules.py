@@ -14,7 +14,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "length": "sequence",
     # parameters
-    "layers": None,  # the stacked layers' axis: scanned over, never split
+    "layers": "stage",  # the stacked layers' axis
     "embed": "fsdp",  # model width
     "heads": "tensor",  # query heads x head size
     "kv_heads": "tensor",
@@ -79,17 +79,17 @@ def axis_devices(axis: str) -> int:
 
 
 def parts_to_rows(x_BxL: jax.Array) -> jax.Array:
-    """Makes a row of each part of a row that a device of `sequence` holds.
+    """Makes a row of each part of a row that a device of `sequence` holds, and each stage of a pipeline.
 
     For sums over all tokens, which may then be taken by rows where the tokens lie. Nothing is sent.
 
     Returns:
-        `[S B, L / S, ...]`, the rows of the first parts first; x itself where S is 1.
+        `[S B, L / S, ...]` with S parts, the rows of the first parts first; x itself where S is 1.
     """
-    parts = axis_devices("sequence")
+    parts = axis_devices("sequence") * axis_devices("stage")
     if parts == 1:
         return x_BxL
     batch, length = x_BxL.shape[:2]
     x = jnp.swapaxes(x_BxL.reshape(batch, parts, length // parts, *x_BxL.shape[2:]), 0, 1)
     x = x.reshape(parts * batch, length // parts, *x_BxL.shape[2:])
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(("sequence", "data", "fsdp")))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(("sequence", "stage", "data", "fsdp")))
