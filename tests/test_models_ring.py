@@ -63,13 +63,15 @@ def test_the_ring_equals_one_device_with_gradients(mesh, segments, band):
         np.testing.assert_allclose(mine, theirs, rtol=2e-6, atol=2e-6 * np.abs(theirs).max())
 
 
-def test_no_device_sees_whole_keys_or_a_whole_mask():
+@pytest.mark.parametrize("mesh", [MeshConfig(sequence=4), MeshConfig(data=2, sequence=2, tensor=2)], ids=str)
+def test_no_device_sees_whole_keys_or_a_whole_mask(mesh):
     def total(q, k, v):
         return ring_attention(q, k, v, CausalSegments(None), "float32").sum()
 
-    mesh = make_mesh(MeshConfig(sequence=4))
-    parts = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, None, "sequence"))) for x in QKV]
-    with jax.set_mesh(mesh):
+    devices = make_mesh(mesh)
+    split = NamedSharding(devices, PartitionSpec("data", "tensor", "sequence"))
+    parts = [jax.device_put(x, split) for x in QKV]
+    with jax.set_mesh(devices):
         program = jax.jit(jax.grad(total, (0, 1, 2))).lower(*parts).compile().as_text()
     assert "collective-permute" in program
     assert "all-gather" not in program
