@@ -168,3 +168,16 @@ def test_impossible_combinations_are_refused(config):
         replace(config, code_tokens=True)
     with pytest.raises(ValueError, match="batch_size = 2 does not divide into 4 mesh parts"):
         replace(config, mesh=MeshConfig(data=4), ramp=BatchRamp(start=2, tokens=9, sizes=3))
+
+
+@pytest.mark.slow
+def test_a_run_that_splits_positions_and_layers_learns_the_same(config, tmp_path, capsys):
+    deeper = replace(config, model=replace(config.model, layers=2))
+    pretrain.run(deeper, tmp_path / "one")
+    mesh = MeshConfig(stage=2, data=2, sequence=2)
+    pretrain.run(replace(deeper, mesh=mesh, accumulate=2), tmp_path / "eight")
+    assert "2 stages, 2 micro-batches, bubble 33.3%" in capsys.readouterr().out
+    one, eight = (done(tmp_path / name)["heldout"] for name in ("one", "eight"))
+    assert {name: figures["loss"] for name, figures in eight.items()} == pytest.approx(
+        {name: figures["loss"] for name, figures in one.items()}, rel=1e-4
+    )

@@ -23,7 +23,7 @@ from gptjax.evaluation.perplexity import bits_per_byte, first_bytes, heldout_row
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import Count, Natural, Seed
 from gptjax.runs import mark_done, open_run, stage_done
-from gptjax.sharding.mesh import MeshConfig, make_mesh
+from gptjax.sharding.mesh import MeshConfig, check_any_stage, make_mesh
 from gptjax.stages.handover import TrainedModel, load_model, too_long
 from gptjax.stages.language_loss import make_sum_loss
 
@@ -55,6 +55,9 @@ class ZeroShotConfig:
     batch_size: Count = 32
     mesh: MeshConfig = MeshConfig()
     seed: Seed = 0
+
+    def __post_init__(self):
+        check_any_stage(self.mesh)
 
 
 def unseen_texts(source: str, models: tuple[str, ...], limit: int) -> list[str]:

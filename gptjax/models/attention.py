@@ -3,7 +3,8 @@
 Legend: B batch, L length, D model width, H query heads, K key/value heads, C head size, S key length.
 
 There is one plain implementation, `reference`. `xla` and `cudnn` are the fused ones of
-`jax.nn.dot_product_attention`; the choice is named in the config and nothing falls back silently.
+`jax.nn.dot_product_attention`; the choice is named in the config and nothing falls back silently. On a mesh
+that splits the positions of a row the same function is computed around a ring (`models/ring.py`).
 """
 
 import math
@@ -17,6 +18,7 @@ from flax import nnx
 from gptjax.models.banded import banded_attention, recent_keys
 from gptjax.models.layers import Linear
 from gptjax.models.matmul import scores_product, values_product
+from gptjax.models.ring import CausalSegments, ring_attention
 from gptjax.models.rotary import apply_rotary
 
 # Large enough that exp() of it is 0 in float32, small enough that a row without any visible key
@@ -147,7 +149,7 @@ class Attention(nnx.Module):
         Args:
             x_BxLxD: activations, normalised in a pre-norm block.
             mask: bool, broadcastable to `[B, 1, L, S]`, S the number of keys: the cache's slots, the memory's
-                length, or L.
+                length, or L; or `CausalSegments`, where the positions of a row lie on several devices.
             rotation: (cos, sin) of the positions, or None.
             cache: `KVCache` to read and extend, or None.
             slot: int32 scalar, where the L new keys go in the cache.
@@ -168,7 +170,9 @@ class Attention(nnx.Module):
         if cache is not None:
             cache = cache.write(k, v, slot)
             k, v = cache.keys, cache.values
-        if band is None:
+        if isinstance(mask, CausalSegments):
+            out_BxHxLxC = ring_attention(q, k, v, mask, c.compute_dtype, band)
+        elif band is None:
             out_BxHxLxC = self._attend(q, k, v, mask)
         elif cache is None:
             out_BxHxLxC = banded_attention(self._attend, q, k, v, mask, band)

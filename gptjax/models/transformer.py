@@ -3,6 +3,7 @@
 Legend: B batch, L length, D model width, F feed-forward width, N layers, V vocabulary, S cache slots.
 """
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -13,9 +14,11 @@ from gptjax.config import configclass
 from gptjax.models.attention import KVCache, causal_mask
 from gptjax.models.block import Block, Derived, make_norm, run_stack, stack
 from gptjax.models.layers import dropout, normal_param
+from gptjax.models.ring import CausalSegments
 from gptjax.models.rotary import RotaryScaling, rotary_angles
 from gptjax.ranges import BelowOne, Count, NonNegative, Positive
-from gptjax.sharding.rules import constrain
+from gptjax.sharding.pipeline import from_microbatches, pipeline, to_microbatches
+from gptjax.sharding.rules import axis_devices, constrain
 
 
 @configclass
@@ -120,7 +123,7 @@ class Decoder(nnx.Module):
         self.blocks = stack(Block, c.layers, config, rngs)
         self.norm = make_norm(config) if c.norm_place == "pre" else None
 
-    def __call__(self, tokens_BxL, *, segment_ids=None, positions=None, key=None):
+    def __call__(self, tokens_BxL, *, segment_ids=None, positions=None, key=None, microbatches=1):
         """Hidden states after the last norm.
 
         Args:
@@ -128,6 +131,7 @@ class Decoder(nnx.Module):
             segment_ids: int32 `[B, L]`; tokens see only their own segment. None: the row is one document.
             positions: int32 `[B, L]`; None counts from 0 in every row.
             key: dropout key; None switches dropout off.
+            microbatches: parts that the rows are cut into where the layers are a pipeline.
 
         Returns:
             float32 `[B, L, D]`.
@@ -140,17 +144,42 @@ class Decoder(nnx.Module):
         keys = None if key is None else jax.random.split(key, c.layers + 1)
         x_BxLxD = self._embed(tokens_BxL, positions)
         x_BxLxD = dropout(x_BxLxD, c.dropout, None if keys is None else keys[-1])
-        mask, rotation = causal_mask(length, segment_ids), self._rotation(positions)
+        split = axis_devices("sequence") > 1
+        mask = CausalSegments(segment_ids) if split else causal_mask(length, segment_ids)
+        rotation = self._rotation(positions)
+
+        context = mask, rotation, None if keys is None else keys[:-1]
+        if axis_devices("stage") == 1:
+            return self._last_norm(self._run(self.blocks, x_BxLxD, context))
+        return self._last_norm(self._run_pipeline(x_BxLxD, context, microbatches))
+
+    def _run(self, blocks, x_BxLxD, context):
+        c, (mask, rotation, layer_keys) = self.config, context
 
         def layer(block, x, layer_key, kind):
             return block(x, mask, rotation, key=layer_key, band=c.band(kind))[0]
 
-        layer_keys = None if keys is None else keys[:-1]
         period = 1 if c.attention_band is None else 2
-        x_BxLxD = run_stack(
-            self.blocks, x_BxLxD, layer_keys, layer, loop=c.loop, remat=c.remat, period=period
-        )
-        return self._last_norm(x_BxLxD)
+        return run_stack(blocks, x_BxLxD, layer_keys, layer, loop=c.loop, remat=c.remat, period=period)
+
+    def _run_pipeline(self, x_BxLxD, context, microbatches):
+        block_def, stacked = nnx.split(self.blocks)
+        *rows, keys_N = context
+        cut = partial(to_microbatches, microbatches=microbatches)
+        keys_MxN = None
+        if keys_N is not None:  # every micro-batch draws its own
+            fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
+            keys_MxN = fold(keys_N, jnp.arange(microbatches))
+
+        def run_layers(stacked, x, beside, stage):
+            rows, keys = beside
+            if keys is not None:
+                count = len(jax.tree.leaves(stacked)[0])
+                keys = jax.lax.dynamic_slice_in_dim(keys, stage * count, count)
+            return self._run(nnx.merge(block_def, stacked), x, (*rows, keys))
+
+        beside = jax.tree.map(cut, rows), keys_MxN
+        return from_microbatches(pipeline(run_layers, stacked, cut(x_BxLxD), beside))
 
     def extend(self, tokens_BxL, positions_BxL, mask, caches, slot, layers):
         """Hidden states of new positions that also see the cached ones.

@@ -1,4 +1,6 @@
-"""The mesh of devices: data parallel, fully sharded data parallel, tensor parallel."""
+"""The mesh of devices: data parallel, fully sharded data parallel, sequence, tensor and pipeline parallel."""
+
+import math
 
 import jax
 import numpy as np
@@ -8,7 +10,8 @@ from gptjax.config import ConfigError, configclass
 from gptjax.environment import find_devices
 from gptjax.ranges import Count
 
-MESH_AXES = ("data", "fsdp", "tensor")
+# The first spans the slowest links, the last, whose devices talk most, the fastest.
+MESH_AXES = ("stage", "data", "fsdp", "sequence", "tensor")
 
 
 @configclass
@@ -16,24 +19,36 @@ class MeshConfig:
     """How many devices each mesh axis spans; their product is the number of devices used.
 
     Attributes:
+        stage: groups of devices that hold some of the layers each (pretraining only).
         data: copies of the model, each with its own part of the batch.
         fsdp: devices that share one copy's parameters and split its batch.
+        sequence: devices that split the positions of a row (pretraining only).
         tensor: devices that split heads, feed-forward width and vocabulary.
     """
 
+    stage: Count = 1
     data: Count = 1
     fsdp: Count = 1
+    sequence: Count = 1
     tensor: Count = 1
 
     @property
     def size(self) -> int:
         """Number of devices."""
-        return self.data * self.fsdp * self.tensor
+        return math.prod(getattr(self, axis) for axis in MESH_AXES)
 
     @property
     def batch_shards(self) -> int:
         """Number of parts the batch is cut into."""
         return self.data * self.fsdp
+
+    @property
+    def for_pretraining(self) -> bool:
+        """Whether it splits positions or layers, which pretraining alone can."""
+        return self.sequence * self.stage > 1
+
+    def __str__(self) -> str:
+        return " x ".join(f"{axis}={getattr(self, axis)}" for axis in MESH_AXES if getattr(self, axis) > 1)
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -46,9 +61,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     devices = find_devices()
     if config.size > len(devices):
         raise ConfigError(
-            f"the mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} needs {config.size} "
-            f"devices, but JAX sees {len(devices)} ({devices[0].platform}): lower mesh.data, mesh.fsdp or "
-            "mesh.tensor"
+            f"the mesh {config} needs {config.size} devices, but JAX sees {len(devices)} "
+            f"({devices[0].platform}): lower one of its axes"
         )
     busy = {device.process_index for device in devices[: config.size]}
     if len(busy) < jax.process_count():
@@ -56,16 +70,37 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"the mesh of {config.size} devices leaves {jax.process_count() - len(busy)} of "
             f"{jax.process_count()} processes without one: raise mesh.data, or start fewer processes"
         )
-    shape = (config.data, config.fsdp, config.tensor)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: config.size])
+    shape, types = tuple(getattr(config, axis) for axis in MESH_AXES), (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices[: config.size])
 
 
-def check_batch(batch_size: int, mesh: MeshConfig, accumulate: int = 1) -> None:
+def check_any_stage(mesh: MeshConfig) -> None:
+    """Refuse a mesh that splits the positions of a row or the layers, which pretraining alone can.
+
+    Raises:
+        ValueError: naming the axes.
+    """
+    if mesh.for_pretraining:
+        raise ValueError(
+            f"mesh.sequence = {mesh.sequence} and mesh.stage = {mesh.stage} split positions and layers, "
+            "which pretraining alone can: leave them at 1 and raise mesh.data, mesh.fsdp or mesh.tensor"
+        )
+
+
+def check_batch(batch_size: int, mesh: MeshConfig, accumulate: int = 1, *, pretraining: bool = False) -> None:
     """Refuse a batch that does not divide over the mesh and the micro-batches.
+
+    Args:
+        batch_size: rows of an update.
+        mesh: from the stage's configuration.
+        accumulate: micro-batches.
+        pretraining: allow what `check_any_stage` refuses.
 
     Raises:
         ValueError: naming both numbers.
     """
+    if not pretraining:
+        check_any_stage(mesh)
     parts = mesh.batch_shards * accumulate
     if batch_size % parts:
         raise ValueError(
@@ -75,22 +110,23 @@ def check_batch(batch_size: int, mesh: MeshConfig, accumulate: int = 1) -> None:
 
 
 def place(batch, mesh: Mesh):
-    """A batch as global arrays, split over `data` and `fsdp`.
+    """A batch as global arrays, its rows split over `data` and `fsdp`, their positions over `sequence`.
 
     Every process gives the whole batch, and its devices take the rows that fall to them. So a row's place
     depends on the mesh alone, not on how many processes share its devices.
 
     Args:
-        batch: tree of numpy arrays `[rows, ...]`, the same in every process.
+        batch: tree of numpy arrays `[rows, ...]`, the same in every process; where `sequence` is above 1 the
+            second axis is that of positions.
         mesh: from `make_mesh`.
 
     Returns:
         the tree with `jax.Array` leaves of the same shapes.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
     def put(x):
         x = np.asarray(x)
+        sharding = NamedSharding(mesh, PartitionSpec(*(("data", "fsdp"), "sequence")[: x.ndim]))
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, batch)

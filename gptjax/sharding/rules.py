@@ -4,6 +4,7 @@ A logical name without a rule is an error: nothing is replicated by accident.
 """
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax.config import ConfigError
@@ -11,9 +12,9 @@ from gptjax.config import ConfigError
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
-    "length": None,
+    "length": "sequence",
     # parameters
-    "layers": None,  # the stacked layers' axis: scanned over, never split
+    "layers": "stage",  # the stacked layers' axis
     "embed": "fsdp",  # model width
     "heads": "tensor",  # query heads x head size
     "kv_heads": "tensor",
@@ -69,3 +70,26 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def axis_devices(axis: str) -> int:
+    """How many devices the ambient mesh has along an axis; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[axis]
+
+
+def parts_to_rows(x_BxL: jax.Array) -> jax.Array:
+    """Makes a row of each part of a row that a device of `sequence` holds, and each stage of a pipeline.
+
+    For sums over all tokens, which may then be taken by rows where the tokens lie. Nothing is sent.
+
+    Returns:
+        `[S B, L / S, ...]` with S parts, the rows of the first parts first; x itself where S is 1.
+    """
+    parts = axis_devices("sequence") * axis_devices("stage")
+    if parts == 1:
+        return x_BxL
+    batch, length = x_BxL.shape[:2]
+    x = jnp.swapaxes(x_BxL.reshape(batch, parts, length // parts, *x_BxL.shape[2:]), 0, 1)
+    x = x.reshape(parts * batch, length // parts, *x_BxL.shape[2:])
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(("sequence", "stage", "data", "fsdp")))

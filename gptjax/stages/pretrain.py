@@ -29,12 +29,13 @@ from gptjax.models.transformer import DecoderConfig
 from gptjax.ranges import Count, Fraction, Natural, NonNegative, Seed, SomeWeights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
+from gptjax.sharding.pipeline import bubble_fraction
 from gptjax.stages.growth import start_parameters
 from gptjax.stages.handover import load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import PLAIN, count_tokens, make_language_loss, make_sum_loss, select
 from gptjax.stages.pretrain_data import glance_rows, make_tokenizer, token_rows
-from gptjax.stages.sharded import compile_step, create_state
+from gptjax.stages.sharded import check_decoder, compile_step, create_state, order_microbatches
 from gptjax.training.batch_ramp import BatchRamp, plan_batches, ramp_sizes
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
@@ -62,7 +63,7 @@ class PretrainConfig:
         batch_size: rows per update.
         ramp: growth of the batch over the first tokens, see `BatchRamp`; None has none.
         steps: updates.
-        accumulate: micro-batches per update.
+        accumulate: micro-batches per update; with mesh.stage above 1 they fill the pipeline.
         z_loss: coefficient of the squared log-normaliser (Chowdhery et al. 2022, section 5).
         loss_chunk: tokens whose logits are held at once.
         save_every: steps between checkpoints.
@@ -95,7 +96,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         for size in ramp_sizes(self.ramp, self.batch_size):
-            check_batch(size, self.mesh, self.accumulate)
+            check_batch(size, self.mesh, self.accumulate, pretraining=True)
         if self.base and self.tokenizer:
             raise ValueError("base brings its own tokenizer: leave out tokenizer, or base")
         if self.code_tokens and not (self.base or self.tokenizer):
@@ -107,6 +108,7 @@ class PretrainConfig:
             raise ValueError(
                 f"length = {self.length} is longer than model.context_length = {self.model.context_length}"
             )
+        check_decoder(self.model, self.length, self.mesh)
 
 
 def start_compressors(config: PretrainConfig, train, heldout) -> Callable[[], dict]:
@@ -176,10 +178,18 @@ def run(config: PretrainConfig, folder: Path) -> None:
     key = stage_key(config.seed, "pretrain")
     params = start_parameters(base, config.base, definition, jax.random.fold_in(key, 0)) if base else None
     state = create_state(definition, optimizer, mesh, key=jax.random.fold_in(key, 0), params=params)
-    loss_fn = make_language_loss(definition, z_loss=config.z_loss, chunk=config.loss_chunk)
-    step = compile_step(make_train_step(loss_fn, count_tokens, optimizer, accumulate=config.accumulate), mesh)
+    in_turn, flowing = order_microbatches(config.mesh, config.accumulate)
+    loss_fn = make_language_loss(
+        definition, z_loss=config.z_loss, chunk=config.loss_chunk, microbatches=flowing
+    )
+    step = compile_step(make_train_step(loss_fn, count_tokens, optimizer, accumulate=in_turn), mesh)
     tokens = plan.total * config.length
     print(f"pretrain: {definition.parameter_count:,} parameters, {tokens:,} tokens", flush=True)
+    if config.mesh.stage > 1:
+        waiting = bubble_fraction(config.mesh.stage, config.accumulate)
+        print(
+            f"pretrain: {config.mesh.stage} stages, {config.accumulate} micro-batches, bubble {waiting:.1%}"
+        )
 
     def batch_at(number):
         rows = mixture.rows(*plan.rows(number))
@@ -201,7 +211,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         devices=config.mesh.size,
         started=started,
     )
-    sum_loss = make_sum_loss(definition)
+    sum_loss = make_sum_loss(definition, mesh if config.mesh.for_pretraining else None, flowing)
     glance = glance_rows(heldout, tokenizer, config)
 
     def watch(state):

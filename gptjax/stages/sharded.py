@@ -3,9 +3,40 @@
 import jax
 
 from gptjax.models.functional import ModelDefinition
-from gptjax.sharding.mesh import replicated
+from gptjax.models.transformer import DecoderConfig
+from gptjax.sharding.mesh import MeshConfig, replicated
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.step import TrainState
+
+
+def check_decoder(model: DecoderConfig, length: int, mesh: MeshConfig) -> None:
+    """Refuse a mesh that cannot split the rows or the layers of a pretraining.
+
+    Raises:
+        ValueError: naming the numbers.
+    """
+    if length % (parts := mesh.sequence * mesh.stage):
+        raise ValueError(
+            f"length = {length} does not divide over mesh.sequence x mesh.stage = {mesh.sequence} x "
+            f"{mesh.stage}: use a multiple of {parts}"
+        )
+    alike = mesh.stage * (1 if model.attention_band is None else 2)
+    if mesh.stage > 1 and model.layers % alike:
+        bands = "" if model.attention_band is None else " in pairs of a dense and a banded layer"
+        raise ValueError(
+            f"model.layers = {model.layers} does not divide over mesh.stage = {mesh.stage}{bands}: use a "
+            f"multiple of {alike}"
+        )
+    if mesh.sequence > 1 and model.attention != "reference":
+        raise ValueError(
+            f"model.attention = {model.attention!r} attends within one device, but mesh.sequence = "
+            f"{mesh.sequence} splits the rows: set model.attention to 'reference', which goes round the ring"
+        )
+
+
+def order_microbatches(mesh: MeshConfig, accumulate: int) -> tuple[int, int]:
+    """(micro-batches whose gradients are added one after the other, micro-batches that fill a pipeline)."""
+    return (1, accumulate) if mesh.stage > 1 else (accumulate, 1)
 
 
 def create_state(definition: ModelDefinition, optimizer, mesh, key=None, params=None) -> TrainState:
