@@ -155,7 +155,7 @@ def run_processes(folder, processes, devices, *command):
     ]
     folder.mkdir(exist_ok=True)
     # XLA cuts its loops by the number of threads, which is by default that of the devices in a process.
-    settings = {"PYTHONPATH": str(ROOT), "NPROC": "2"}
+    settings = {"PYTHONPATH": str(ROOT), "NPROC": "8"}
     done = subprocess.run(
         [sys.executable, "-m", "gptjax.launching", *words],
         cwd=folder,
