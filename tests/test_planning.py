@@ -130,9 +130,10 @@ def test_the_estimate_counts_what_the_backward_pass_needs():
         work = work_of(pretraining(), Shapes(remat=policy))
         kinds[policy] = estimate(work, work_of(pretraining(), Shapes(remat="none")))
     assert kinds["none"]["activations"] > kinds["dots"]["activations"] >= kinds["full"]["activations"]
-    # What enters each block, what leaves the last, and its gradient beside that of the tied embedding.
+    # What enters three blocks, the last norm's parts, its result and the gradient of that: eight arrays
+    # of the width, and tokens, masks and statistics without it.
     rows = 8 * 24 * 32 * 4
-    assert 3 * rows <= kinds["full"]["activations"] <= 8 * rows
+    assert 3 * rows <= kinds["full"]["activations"] <= 9 * rows
     parameters = 4 * ModelDefinition(LanguageModel, MODEL).parameter_count
     assert kinds["full"]["parameters"] == kinds["full"]["gradients"] == parameters
     assert needed(kinds["full"]) < needed(kinds["none"])
