@@ -29,10 +29,10 @@ class CausalSegments:
     """What `causal_mask` says, not written out.
 
     Attributes:
-        segment_ids: int32 `[B, L]`; None where every row is one document.
+        segment_ids: int32 `[B, L]`, alike in all of a row that is one document.
     """
 
-    segment_ids: jax.Array | None
+    segment_ids: jax.Array
 
 
 def ring_attention(q_BxHxLxC, k_BxKxLxC, v_BxKxLxC, mask: CausalSegments, dtype, band=None):
@@ -50,9 +50,7 @@ def ring_attention(q_BxHxLxC, k_BxKxLxC, v_BxKxLxC, mask: CausalSegments, dtype,
     Returns:
         float32 `[B, H, L, C]`.
     """
-    B, _, L, _ = q_BxHxLxC.shape
-    ids_BxL = jnp.zeros((B, L), jnp.int32) if mask.segment_ids is None else mask.segment_ids
-    return _ring(q_BxHxLxC, k_BxKxLxC, v_BxKxLxC, ids_BxL, dtype, band)
+    return _ring(q_BxHxLxC, k_BxKxLxC, v_BxKxLxC, mask.segment_ids, dtype, band)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -60,7 +58,7 @@ def _ring(q, k, v, ids, dtype, band):
     return _ring_forward(q, k, v, ids, dtype, band)[0]
 
 
-# The two passes are differentiated by hand outside of the per-device programs, which hold no derivative.
+# By hand: automatic differentiation would keep the keys and the scores of every turn.
 def _ring_forward(q, k, v, ids, dtype, band):
     heads, rows = PartitionSpec(None, None, AXIS), PartitionSpec(None, AXIS)
     attend = _per_device(partial(_attend, dtype=dtype, band=band), (*[heads] * 3, rows), (heads, heads))
@@ -79,6 +77,8 @@ _ring.defvjp(_ring_forward, _ring_backward)
 
 
 def _per_device(body, in_specs, out_specs):
+    if AXIS in jax.sharding.get_abstract_mesh().manual_axes:  # a stage of a pipeline is a program a device
+        return body
     return jax.shard_map(body, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS})
 
 

@@ -3,7 +3,6 @@
 Legend: B batch, L length, D model width, F feed-forward width, N layers, V vocabulary, S cache slots.
 """
 
-from functools import partial
 from typing import Literal
 
 import jax
@@ -17,7 +16,7 @@ from gptjax.models.layers import dropout, normal_param
 from gptjax.models.ring import CausalSegments
 from gptjax.models.rotary import RotaryScaling, rotary_angles
 from gptjax.ranges import BelowOne, Count, NonNegative, Positive
-from gptjax.sharding.pipeline import from_microbatches, pipeline, to_microbatches
+from gptjax.sharding.pipeline import BY_POSITION, WHOLE, from_microbatches, pipeline, to_microbatches
 from gptjax.sharding.rules import axis_devices, constrain
 
 
@@ -144,10 +143,11 @@ class Decoder(nnx.Module):
         keys = None if key is None else jax.random.split(key, c.layers + 1)
         x_BxLxD = self._embed(tokens_BxL, positions)
         x_BxLxD = dropout(x_BxLxD, c.dropout, None if keys is None else keys[-1])
-        split = axis_devices("sequence") > 1
-        mask = CausalSegments(segment_ids) if split else causal_mask(length, segment_ids)
+        if axis_devices("sequence") == 1:
+            mask = causal_mask(length, segment_ids)
+        else:
+            mask = CausalSegments(jnp.zeros_like(tokens_BxL) if segment_ids is None else segment_ids)
         rotation = self._rotation(positions)
-
         context = mask, rotation, None if keys is None else keys[:-1]
         if axis_devices("stage") == 1:
             return self._last_norm(self._run(self.blocks, x_BxLxD, context))
@@ -164,22 +164,26 @@ class Decoder(nnx.Module):
 
     def _run_pipeline(self, x_BxLxD, context, microbatches):
         block_def, stacked = nnx.split(self.blocks)
-        *rows, keys_N = context
-        cut = partial(to_microbatches, microbatches=microbatches)
+        mask, rotation, keys_N = context
         keys_MxN = None
         if keys_N is not None:  # every micro-batch draws its own
             fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
             keys_MxN = fold(keys_N, jnp.arange(microbatches))
 
         def run_layers(stacked, x, beside, stage):
-            rows, keys = beside
-            if keys is not None:
+            mask, rotation, keys = beside
+            if keys is not None:  # those of its own layers, folded with its part of the positions
                 count = len(jax.tree.leaves(stacked)[0])
                 keys = jax.lax.dynamic_slice_in_dim(keys, stage * count, count)
-            return self._run(nnx.merge(block_def, stacked), x, (*rows, keys))
+                keys = jax.vmap(jax.random.fold_in, (0, None))(keys, jax.lax.axis_index("sequence"))
+            return self._run(nnx.merge(block_def, stacked), x, (mask, rotation, keys))
 
-        beside = jax.tree.map(cut, rows), keys_MxN
-        return from_microbatches(pipeline(run_layers, stacked, cut(x_BxLxD), beside))
+        x, mask, rotation = (
+            jax.tree.map(lambda a: to_microbatches(a, microbatches), rows)
+            for rows in (x_BxLxD, mask, rotation)
+        )
+        specs = (BY_POSITION if isinstance(mask, CausalSegments) else WHOLE, BY_POSITION, WHOLE)
+        return from_microbatches(pipeline(run_layers, stacked, x, (mask, rotation, keys_MxN), specs))
 
     def extend(self, tokens_BxL, positions_BxL, mask, caches, slot, layers):
         """Hidden states of new positions that also see the cached ones.

@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec
 from gptjax.sharding.rules import constrain
 
 AXIS = "stage"
+# How what lies beside the micro-batches is split: `[M, B, L, ...]` by its positions, or not at all.
+BY_POSITION, WHOLE = PartitionSpec(None, None, "sequence"), PartitionSpec()
 
 
 def bubble_fraction(stages: int, microbatches: int) -> float:
@@ -20,14 +22,16 @@ def bubble_fraction(stages: int, microbatches: int) -> float:
     return (stages - 1) / (microbatches + stages - 1)
 
 
-def pipeline(run_layers, layers, x_MxBxLxD, beside):
+def pipeline(run_layers, layers, x_MxBxLxD, beside, beside_specs=WHOLE):
     """x through all layers, each stage of the ambient mesh running its own.
 
     Args:
-        run_layers: `(a stage's layers, x [B, L, D], what lies beside one micro-batch, stage) -> [B, L, D]`.
+        run_layers: `(a stage's layers, x [B, L, D], what lies beside one micro-batch, stage) -> [B, L, D]`,
+            the program of one device along the axes `stage` and `sequence`: L is its part of the positions.
         layers: tree of arrays `[N, ...]`, N a multiple of the stages; stage s has layers s N / S and on.
         x_MxBxLxD: what enters the first layer.
         beside: tree of arrays `[M, ...]` that every layer reads, such as masks.
+        beside_specs: `BY_POSITION` or `WHOLE` for parts of that tree.
 
     Returns:
         what leaves the last layer, `[M, B, L, D]`, on every stage.
@@ -35,6 +39,8 @@ def pipeline(run_layers, layers, x_MxBxLxD, beside):
 
     def one_stage(layers, x, beside):
         stage, stages, count = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS), x.shape[0]
+        # Devices along `sequence` share the layers: their gradients are added once, at the end.
+        layers = jax.tree.map(lambda a: jax.lax.pcast(a, ("sequence",), to="varying"), layers)
 
         def tick(arriving, time):
             number = jnp.clip(time - stage, 0, count - 1)
@@ -47,8 +53,12 @@ def pipeline(run_layers, layers, x_MxBxLxD, beside):
         _, left = jax.lax.scan(tick, nothing, jnp.arange(count + stages - 1))
         return jax.lax.psum(jnp.where(stage == stages - 1, left[stages - 1 :], 0), AXIS)
 
-    specs = PartitionSpec(AXIS), PartitionSpec(), PartitionSpec()
-    per_device = jax.shard_map(one_stage, in_specs=specs, out_specs=PartitionSpec(), axis_names={AXIS})
+    per_device = jax.shard_map(
+        one_stage,
+        in_specs=(PartitionSpec(AXIS), BY_POSITION, beside_specs),
+        out_specs=BY_POSITION,
+        axis_names={AXIS, "sequence"},
+    )
     return per_device(layers, constrain(x_MxBxLxD, (None, "batch", "length", None)), beside)
 
 

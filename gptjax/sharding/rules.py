@@ -66,10 +66,15 @@ def parameter_shardings(mesh: Mesh, abstract, axes):
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Tell the partitioner how an activation lies on the ambient mesh; without a mesh nothing happens."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Tell the partitioner how an activation lies on the ambient mesh; without a mesh nothing happens.
+
+    Inside a `jax.shard_map` the axes that are split by hand already are left out.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+    targets = (None if target in mesh.manual_axes else target for target in partition_spec(axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*targets))
 
 
 def axis_devices(axis: str) -> int:
