@@ -1,23 +1,14 @@
-"""The experiments with the Transformer of 2017: two steps of each arm, and the full step on eight devices."""
+"""The experiments with the Transformer of 2017: two steps of each arm."""
 
-import dataclasses
 import gzip
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
-from test_experiments import load, lower
+from test_experiments import load
 
-from gptjax.models.encoder_decoder import EncoderDecoder
-from gptjax.models.functional import ModelDefinition
 from gptjax.runs import read_done
-from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import translate
-from gptjax.stages.language_loss import count_tokens
-from gptjax.stages.translate import make_translation_loss
-from gptjax.training.optimizers import make_optimizer
 
 pytestmark = pytest.mark.slow
 
@@ -46,20 +37,3 @@ def test_two_steps_on_a_few_hundred_pairs(file, tmp_path, monkeypatch):
     config = replace(config, pairs=str(tmp_path / "pairs.jsonl"), model=model, **small)
     translate.run(config, tmp_path / "run")
     assert read_done(tmp_path / "run")["tokens"] == 2 * config.batch_tokens
-
-
-def test_the_step_lowers_for_eight_devices():
-    config = load(ARMS[0])
-    length = config.lengths[-1]
-    B = config.batch_tokens // length
-    mesh = make_mesh(MeshConfig(data=2, tensor=4))
-    definition = ModelDefinition(EncoderDecoder, dataclasses.replace(config.model, loop="scan"))
-    optimizer = make_optimizer(config.optimizer, config.steps, definition.axes)
-    batch = {
-        name: jax.ShapeDtypeStruct((B, length), jnp.int32)
-        for name in ("sources", "source_mask", "tokens", "targets")
-    }
-    batch["loss_mask"] = jax.ShapeDtypeStruct((B, length), jnp.float32)
-    loss = make_translation_loss(definition, config.label_smoothing, config.smooth_over)
-    lowered = lower(mesh, 1, definition, loss, count_tokens, optimizer, batch)
-    assert "num_partitions = 8" in lowered.as_text()[:500]
