@@ -72,7 +72,7 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, reply: int, dtype: str):
         return timed
 
     ppo_iteration.make_experience = timed_experience
-    model = gptjax_config(shape, compute_dtype=dtype)
+    model = gptjax_config(shape, compute_dtype=dtype, loop="unroll")
     language, scalar = ModelDefinition(LanguageModel, model), ModelDefinition(ScalarModel, model)
     params = jax.tree.map(jnp.asarray, gptjax_params(random_weights(shape), shape.layers))
     head = jax.jit(scalar.initialise)(jax.random.key(0))
