@@ -32,6 +32,18 @@ FORBIDDEN = {
     "training": {"models", "stages", "data", "generation", "evaluation", "serving", "interop"},
     "generation": {"training", "stages", "evaluation", "serving", "interop"},
     "stages": {"interop"},
+    "launching": {
+        "models",
+        "sharding",
+        "training",
+        "stages",
+        "data",
+        "generation",
+        "evaluation",
+        "serving",
+        "interop",
+        "config",  # pydantic may not be there
+    },
     "config": {
         "models",
         "training",

@@ -62,7 +62,9 @@ def cloud(tmp_path, monkeypatch):
         program(fake / name, f"#!{sys.executable} -SI\n{file.read_text()}")
     for name in ("xpk", "kubectl"):
         say = f"import json, sys; open({str(tmp_path)!r} + '/cloud/calls.jsonl', 'a').write("
-        program(fake / name, f"#!{sys.executable} -SI\n{say}json.dumps([{name!r}, *sys.argv[1:]]) + chr(10))\n")
+        program(
+            fake / name, f"#!{sys.executable} -SI\n{say}json.dumps([{name!r}, *sys.argv[1:]]) + chr(10))\n"
+        )
     program(
         fake / "gcsfuse",
         '#!/bin/bash\nrmdir "$3"; mkdir -p "$FAKE_CLOUD/buckets/$2"; ln -s "$FAKE_CLOUD/buckets/$2" "$3"',

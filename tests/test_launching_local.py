@@ -16,11 +16,11 @@ ROOT = Path(__file__).parent.parent
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-index, ends = os.environ["JAX_PROCESS_ID"], sys.argv[1:]
+index, ends = os.environ.get("JAX_PROCESS_ID", "0"), sys.argv[1:]
 count = Path(f"attempts-{index}")
 attempt = int(count.read_text()) + 1 if count.exists() else 1
 count.write_text(str(attempt))
-print("worker", index, "of", os.environ["JAX_NUM_PROCESSES"], "attempt", attempt, flush=True)
+print("worker", index, "of", os.environ.get("JAX_NUM_PROCESSES", "1"), "attempt", attempt, flush=True)
 end = ends[attempt - 1].split(",")[int(index)]
 if end == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))

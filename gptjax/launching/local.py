@@ -44,13 +44,15 @@ def start(launch: Launch, shell: Shell) -> int:
 
 def variables(launch: Launch, index: int, port: int) -> dict[str, str]:
     """What tells a worker its place among the others, and how many devices the CPU shall show."""
-    devices = launch.options.get("devices")
-    return {
+    processes, devices = launch.options["processes"], launch.options["devices"]
+    others = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": str(launch.options["processes"]),
+        "JAX_NUM_PROCESSES": str(processes),
         "JAX_PROCESS_ID": str(index),
         "GPTJAX_HEARTBEAT_SECONDS": str(HEARTBEAT),
-    } | ({"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} if devices else {})
+    }
+    shown = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    return (others if processes > 1 else {}) | (shown if devices else {})
 
 
 class Stop:

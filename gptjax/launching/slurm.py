@@ -22,7 +22,7 @@ SCRIPT = """#!/bin/bash
 {options}# One task for each GPU, each with a log of its own. A run that is told to stop saves and leaves with
 # {resubmit}: the job queues again, as it does when a signal ended a task; any other code ends it.
 set -uo pipefail
-launch={folder}
+export launch={folder}
 rm -f "$launch/failed"
 srun --kill-on-bad-exit=1 --chdir={tree} --output="$launch/worker-%t.log" --open-mode=append \\
     bash "$launch/task.sh" {command}
@@ -41,7 +41,7 @@ code=0
 "$@" || code=$?
 case $code in
 0 | {resubmit}) ;;
-*) [[ $code -ge {signal} ]] || echo "$code" >>"{folder}/failed" ;;
+*) [[ $code -ge {signal} ]] || echo "$code" >>"$launch/failed" ;;
 esac
 exit "$code"
 """
@@ -56,7 +56,7 @@ def start(launch: Launch, shell: Shell) -> int:
         tree = unpack(launch, shell)
         chosen = {} if accelerator == "cpu" else {"ACCELERATOR": accelerator}
         shell.must(tree / "launch.sh", "local", "--", "true", **chosen)
-        shell.write(launch.folder / "task.sh", TASK.format(resubmit=RESUBMIT, signal=SIGNAL, folder=folder))
+        shell.write(launch.folder / "task.sh", TASK.format(resubmit=RESUBMIT, signal=SIGNAL))
         shell.write(launch.folder / "job.sh", script(launch, folder))
         answer = shell.ask("sbatch", "--parsable", launch.folder / "job.sh")
         if answer.returncode:
@@ -88,8 +88,8 @@ def script(launch: Launch, folder: Path) -> str:
         nodes=options["nodes"],
         tasks=options["gpus"] or 1,
         gpus=f"#SBATCH --gpus-per-node={options['gpus']}\n" if options["gpus"] else "",
-        folder=folder,
-        tree=folder / "tree",
+        folder=shlex.quote(str(folder)),
+        tree=shlex.quote(str(folder / "tree")),
         options=f"#SBATCH {options['slurm']}\n" if options["slurm"] else "",
         resubmit=RESUBMIT,
         retries=launch.retries,
