@@ -61,7 +61,11 @@ def test_the_ring_equals_one_device_with_gradients(mesh, segments, band):
         np.testing.assert_allclose(mine, theirs, rtol=2e-6, atol=2e-6 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(sequence=4), MeshConfig(data=2, sequence=2, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param(MeshConfig(sequence=4), marks=pytest.mark.slow), MeshConfig(data=2, sequence=2, tensor=2)],
+    ids=str,
+)
 def test_no_device_sees_whole_keys_or_a_whole_mask(mesh):
     def total(q, k, v):
         return ring_attention(q, k, v, CausalSegments(jnp.ones((B, L), jnp.int32)), "float32").sum()
