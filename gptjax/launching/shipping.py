@@ -53,9 +53,13 @@ def _git(*words: str, index: str | None = None) -> str:
     return answer.stdout.strip("\n")
 
 
+def choice_of(accelerator: str) -> dict[str, str]:
+    """What tells launch.sh which JAX to install."""
+    return {} if accelerator == "cpu" else {"ACCELERATOR": accelerator}
+
+
 def in_environment(launch: Launch, accelerator: str, **variables: str) -> list[str]:
     """The words that run the command inside the environment of a shipped tree, where launch.sh lies."""
-    chosen = {} if accelerator == "cpu" else {"ACCELERATOR": accelerator}
-    variables = chosen | {"GPTJAX_REVISION": launch.revision} | variables
+    variables = choice_of(accelerator) | {"GPTJAX_REVISION": launch.revision} | variables
     settings = [f"{name}={value}" for name, value in variables.items()]
     return ["env", *settings, "./launch.sh", "local", "--", *launch.command]

@@ -7,7 +7,7 @@ from gptjax.errors import RESUBMIT
 from gptjax.launching.outcome import SIGNAL
 from gptjax.launching.record import Launch, hold
 from gptjax.launching.shell import LaunchError, Shell
-from gptjax.launching.shipping import in_environment, pack
+from gptjax.launching.shipping import choice_of, in_environment, pack
 
 POLL, TRIES = 10.0, 6
 
@@ -52,10 +52,8 @@ def start(launch: Launch, shell: Shell) -> int:
     with hold(launch, shell):
         launch = pack(launch, shell, launch.options["dirty"])
         folder = launch.folder.resolve()
-        accelerator = launch.options["accelerator"]
         tree = unpack(launch, shell)
-        chosen = {} if accelerator == "cpu" else {"ACCELERATOR": accelerator}
-        shell.must(tree / "launch.sh", "local", "--", "true", **chosen)
+        shell.must(tree / "launch.sh", "local", "--", "true", **choice_of(launch.options["accelerator"]))
         shell.write(launch.folder / "task.sh", TASK.format(resubmit=RESUBMIT, signal=SIGNAL))
         shell.write(launch.folder / "job.sh", script(launch, folder))
         answer = shell.ask("sbatch", "--parsable", launch.folder / "job.sh")

@@ -84,8 +84,7 @@ def ppo_work(config: PpoConfig, shapes: Shapes, mesh) -> Work:
     policy, critic = policy_update.arguments[0], value_update.arguments[0]
     drawing, still = policy.params, reference
     if config.lora is not None:
-        drawing = AdaptedParams(reference, policy.params, config.lora)
-        still = AdaptedParams(reference, policy.params, config.lora)
+        drawing = still = AdaptedParams(reference, policy.params, config.lora)
 
     def request_keys(key, number):
         return jax.random.split(jax.random.fold_in(key, number), B)
@@ -139,9 +138,9 @@ def grouped_work(config: GroupedConfig, shapes: Shapes, mesh) -> Work:
     language = ModelDefinition(LanguageModel, dataclasses.replace(base, dropout=0.0))
     B, P, T = config.batch_size, config.prompt_length, config.sampling.max_new_tokens
     reference, count = parameters(language, mesh), config.batch_size // config.minibatches
-    batch = {"rollout": _rollout(count, P, T, mesh), "old_log_probs": None, "weights": None}
-    each = rows(mesh, x=((count, T), jnp.float32), advantage=((count,), jnp.float32))
-    batch |= {"old_log_probs": each["x"], "weights": each["x"], "advantages": each["advantage"]}
+    token, reply = ((count, T), jnp.float32), ((count,), jnp.float32)
+    batch = {"rollout": _rollout(count, P, T, mesh)}
+    batch |= rows(mesh, old_log_probs=token, weights=token, advantages=reply)
     updates = config.iterations * config.epochs * config.minibatches
     update = update_program(
         "policy update",
