@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gptjax.sharding.mesh import MeshConfig, make_mesh
-from gptjax.training.digest import digest
+from gptjax.training import digest as digest_module
+from gptjax.training.digest import digest, leaf_digests
 
 TREE = {"a": jnp.arange(12, dtype=jnp.float32).reshape(3, 4) - 5, "b": {"c": jnp.array([True, False])}}
 
@@ -69,3 +70,17 @@ def test_digests_of_many_trees_are_spread():
     assert len(set(found.tolist())) == 3000
     shares = np.array([((found >> bit) & 1).mean() for bit in range(32)])
     assert np.abs(shares - 0.5).max() < 0.05  # five standard deviations
+
+
+def test_a_leaf_is_read_before_the_next_is_sent(monkeypatch):
+    """A device that has more programs waiting than it takes ahead never ends them; see `leaf_digests`."""
+    events = []
+
+    class Sum:
+        def __int__(self):
+            events.append("read")
+            return 7
+
+    monkeypatch.setattr(digest_module, "_leaf_digest", lambda leaf: events.append("sent") or Sum())
+    assert leaf_digests({"a": jnp.ones(2), "b": [jnp.ones(3), jnp.ones(4)]}) == {"a": 7, "b/0": 7, "b/1": 7}
+    assert events == ["sent", "read"] * 3
