@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gptjax.training.watchdog import Watchdog
+from gptjax.training.watchdog import Watchdog, linger_of
 
 
 def watched(tmp_path, at_least=0.2, elsewhere=60.0):
@@ -39,6 +39,17 @@ def test_a_hang_ends_the_process_and_leaves_every_stack(tmp_path, capfd):
     for text in (written, capfd.readouterr().err):
         assert "no step has finished for" in text
         assert text.count("in a_step_that_hangs") == 2  # of the main thread and of the other
+
+
+def test_the_first_of_several_processes_leaves_last(tmp_path):
+    assert (linger_of(0, 1), linger_of(1, 2)) == (0.0, 0.0) and linger_of(0, 2) > 0
+    left = []
+    begun = time.monotonic()
+    dog = Watchdog(tmp_path, 0, at_least=0.2, linger=0.5, leave=lambda code: left.append(time.monotonic()))
+    with dog:
+        some_steps(dog)
+        a_step_that_hangs(1.2)
+    assert left[0] >= begun + 0.7
 
 
 def test_what_may_take_long_is_not_bitten(tmp_path):

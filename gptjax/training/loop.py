@@ -15,7 +15,7 @@ from gptjax.training.integrity import file_hash
 from gptjax.training.interventions import batches_left_out, pass_over
 from gptjax.training.metrics import MetricsWriter, Progress, peak_flops_per_device, seconds_spent
 from gptjax.training.stopping import StopSignal
-from gptjax.training.watchdog import Watchdog
+from gptjax.training.watchdog import Watchdog, linger_of
 
 SKIPS_ALLOWED = 3
 
@@ -169,7 +169,8 @@ def run_loop(
     if start:
         print(f"{settings.stage}: resumed at step {start} of {settings.steps}", flush=True)
     journal, left_out = Journal(settings, start, about), batches_left_out(settings.folder)
-    watchdog = Watchdog(settings.folder, jax.process_index(), settings.hang_after)
+    linger = linger_of(jax.process_index(), jax.process_count())
+    watchdog = Watchdog(settings.folder, jax.process_index(), settings.hang_after, linger=linger)
 
     def save(number, state, at_once):
         with watchdog.patience(), journal.time.during("saving"):

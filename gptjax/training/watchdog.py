@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,14 @@ from gptjax.errors import RESUBMIT
 # Steps, as multiples of their median, and anything else: compiling, reading, evaluating, saving.
 STEPS = 10.0
 ELSEWHERE = 1800.0
+# How much later the process leaves that serves the others. They notice a hang within a second or so of it; a
+# missing heartbeat is noticed after 10 s at the earliest.
+LINGER = 5.0
+
+
+def linger_of(process: int, processes: int) -> float:
+    """The first of several processes serves the others, which JAX aborts when it leaves: it leaves last."""
+    return LINGER if processes > 1 and process == 0 else 0.0
 
 
 class Watchdog:
@@ -29,11 +38,21 @@ class Watchdog:
         process: index of this process.
         at_least: seconds.
         elsewhere: the limit outside steps.
+        linger: seconds between the stacks and the end; see `linger_of`.
         leave: called with the exit code.
     """
 
-    def __init__(self, folder: Path, process: int = 0, at_least=120.0, elsewhere=ELSEWHERE, leave=os._exit):
+    def __init__(
+        self,
+        folder: Path,
+        process: int = 0,
+        at_least: float = 120.0,
+        elsewhere: float = ELSEWHERE,
+        linger: float = 0.0,
+        leave: Callable[[int], object] = os._exit,
+    ):
         self._file = Path(folder) / f"stacks-{process}.txt"
+        self._linger = linger
         self._at_least, self._elsewhere, self._leave = at_least, elsewhere, leave
         self._steps, self._patient, self._beat = deque(maxlen=100), True, time.monotonic()
         self._over = threading.Event()
@@ -83,6 +102,7 @@ class Watchdog:
             faulthandler.dump_traceback(file)
         print(f"error: {message}; stacks are in {self._file}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.__stderr__)
+        time.sleep(self._linger)
         self._leave(RESUBMIT)
 
     def _compiling(self) -> bool:
