@@ -63,7 +63,7 @@ def first_step(shape: Shape, batch: int, programs: str):
     import jax
 
     import gptjax.stages.pretrain  # noqa: F401 - its imports are what is timed
-    from gptjax.cli import use_compilation_cache
+    from gptjax.environment import use_compilation_cache
     from gptjax.stages.sharded import create_state
 
     found = {"cache_hits": 0, "cache_misses": 0}

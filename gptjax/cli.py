@@ -8,29 +8,12 @@ import importlib
 import logging
 import os
 import select
-import signal
 import sys
 from pathlib import Path
 
-from gptjax.errors import CONFIG, DATA, RESUBMIT, USAGE, UserError
+from gptjax.errors import DATA, UserError
 
-OPTIONS = ("--name", "--runs", "--print-config", "--rewind-to", "--skip-batches", "--help")
 BROKEN_PIPE = 141  # as the shell says it of a program that SIGPIPE ended
-
-_TRAIN = """gptjax train EXPERIMENT [--name NAME] [--runs DIR] [--print-config] [--KEY VALUE ...]
-
-Runs an experiment file; the same command again resumes it.
-
-  EXPERIMENT       a Python file with config(), such as experiments/quickstart.py
-  --name NAME      the run's name (default: the experiment file's, such as quickstart or bert/pretrain)
-  --runs DIR       the folder of all runs (default: runs)
-  --print-config   print the resulting configuration as JSON and stop
-  --rewind-to STEP go on from the newest checkpoint that is not after STEP
-  --skip-batches A:B
-                   leave out the batches of the steps A to B - 1, in this start and all later ones
-  --KEY VALUE      set a key of the configuration: --optimizer.learning-rate 3e-4
-
-gptjax train EXPERIMENT --help lists the experiment's keys."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what a single process always does
     try:
         if arguments[:1] == ["train"]:
-            code = _train(arguments[1:])
+            code = importlib.import_module("gptjax.stages.command").run_train(arguments[1:])
         elif arguments[:1] == ["plan"]:
             code = importlib.import_module("gptjax.planning.command").run_plan(arguments[1:])
         else:
@@ -166,87 +149,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(arguments: list[str]) -> int:
-    if arguments[:1] in ([], ["-h"], ["--help"]):
-        print(_TRAIN)
-        return 0 if arguments else 2
-    experiment, *rest = arguments
-    parser = argparse.ArgumentParser(prog="gptjax train EXPERIMENT", add_help=False, allow_abbrev=False)
-    parser.add_argument("--name")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--print-config", action="store_true")
-    parser.add_argument("--rewind-to", type=int)
-    parser.add_argument("--skip-batches")
-    parser.add_argument("-h", "--help", action="store_true")
-    options, overrides = parser.parse_known_args(rest)
-
-    from gptjax.config import experiment_docstring, load_experiment, run_name, to_json
-    from gptjax.overrides import describe, override
-
-    config = load_experiment(experiment)
-    if options.help:
-        print(f"{experiment_docstring(experiment)}\n\n{_TRAIN}\n\nKeys of {experiment}:\n{describe(config)}")
-        return 0
-    config = override(config, overrides, experiment, OPTIONS)
-    if options.print_config:
-        import json
-
-        print(json.dumps(to_json(config), indent=2))
-        return 0
-    folder = options.runs / (options.name or run_name(experiment))
-    if options.rewind_to is not None or options.skip_batches is not None:
-        from gptjax.training.interventions import intervene
-
-        intervene(folder, options.rewind_to, options.skip_batches)
-    return _run(config, folder)
-
-
-def _run(config: object, folder: Path) -> int:
-    from gptjax.config import ConfigError
-    from gptjax.environment import run_header
-    from gptjax.runs import RunFolderRefused
-    from gptjax.sharding.distributed import join_cluster
-
-    module = importlib.import_module(type(config).__module__)
-    if not hasattr(module, "run"):
-        name = type(config).__name__
-        raise ConfigError(
-            f"{name} is not a stage's configuration: {module.__name__} has no run(config, folder)"
-        )
-    use_compilation_cache()
-    # Outside the training loop, which saves first, there is nothing to save: the same command resumes. Of
-    # several processes the cluster's service, which `join_cluster` starts, notes the signal for all.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESUBMIT))
-    join_cluster()
-    print(run_header(config), flush=True)
-    print(f"run folder {folder}", flush=True)
-    try:
-        module.run(config, folder)
-    except UserError as error:
-        if error.exit_code == USAGE and not isinstance(error, RunFolderRefused):
-            error.exit_code = CONFIG  # the run has begun
-        raise
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        from gptjax.training.stopping import leave_after
-
-        return leave_after(error)
-    return 0
-
-
-def use_compilation_cache() -> Path:
-    """Keeps compiled programs in `$JAX_COMPILATION_CACHE_DIR` or `~/.cache/gptjax/jax` for the next start."""
-    import jax
-
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/gptjax/jax")
-    # Whoever can write here can make us run their machine code.
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return folder
-
-
 def _sweep(options: argparse.Namespace) -> int:
     from gptjax.sweeps.command import run_sweep
 
@@ -272,6 +174,7 @@ def _chat(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             settings = settings.set(name, getattr(options, name))
     _check_folder(options.run)
+    from gptjax.environment import use_compilation_cache
     from gptjax.models.quantization import WEIGHT_FORMATS
     from gptjax.serving.chat_model import load_chat_model
 
@@ -290,6 +193,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
+    from gptjax.environment import use_compilation_cache
     from gptjax.stages.replay import replay
 
     _check_folder(options.run)

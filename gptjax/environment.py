@@ -184,3 +184,15 @@ def idle_devices(config: Any, backend: str, present: int) -> list[str]:
 
 def _memory_gib() -> float:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def use_compilation_cache() -> Path:
+    """Keeps compiled programs in `$JAX_COMPILATION_CACHE_DIR` or `~/.cache/gptjax/jax` for the next start."""
+    import jax
+
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/gptjax/jax")
+    # Whoever can write here can make us run their machine code.
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder

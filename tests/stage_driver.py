@@ -69,9 +69,9 @@ def settle(folder: Path, cache: Path) -> None:
 
 def _command(arguments: list[str], folder: Path, cache: Path) -> None:
     settle(folder, cache)
-    from gptjax import cli
+    from gptjax import cli, environment
 
-    cli.use_compilation_cache = lambda: cache
+    environment.use_compilation_cache = lambda: cache
     sys.exit(cli.main(arguments))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from gptjax import cli
+from gptjax import cli, environment
 
 TESTS = Path(__file__).parent
 CHILD = '''"""A tiny experiment, for tests.
@@ -31,7 +31,7 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "experiments" / "tiny.py").write_text(CHILD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(environment, "use_compilation_cache", lambda: None)
     return tmp_path
 
 
@@ -190,7 +190,7 @@ def test_a_closed_pipe_is_no_traceback(workplace, unbuffered):
 def test_a_second_start_finds_the_compiled_program(tmp_path):
     """Two processes share a cache that only the user may enter."""
     code = (
-        "import jax; from gptjax import cli; cli.use_compilation_cache()\n"
+        "import jax; from gptjax import environment; environment.use_compilation_cache()\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
         "events = []\n"
         "jax.monitoring.register_event_listener(lambda name, **_: events.append(name))\n"

@@ -28,7 +28,7 @@ from documentation import (
 )
 from test_interop_gguf import LLAMA, llama_tensors
 
-from gptjax import cli
+from gptjax import cli, environment
 from gptjax.config import ConfigError, load_experiment, to_json
 from gptjax.data.quality import DataError
 from gptjax.errors import CONFIG, WAITING
@@ -134,7 +134,7 @@ def gptjax(command: str, stdin: str = "") -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO(stdin))
         # The cache of compiled programs belongs to the user, not to the tests.
-        patch.setattr(cli, "use_compilation_cache", lambda: None)
+        patch.setattr(environment, "use_compilation_cache", lambda: None)
         try:
             return cli.main(shlex.split(command)[1:])
         except SystemExit as exit:

@@ -8,7 +8,7 @@ import gguf_file
 import pytest
 from test_interop_gguf import LLAMA, llama_tensors
 
-from gptjax import cli
+from gptjax import cli, environment
 from gptjax.interop.importing import import_model
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import finetune
@@ -26,7 +26,7 @@ def workplace(tmp_path, monkeypatch):
     """A folder with a GGUF file, the compilation cache left alone."""
     gguf_file.write(tmp_path / "tiny.gguf", LLAMA | {"llama.context_length": 96}, llama_tensors())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(environment, "use_compilation_cache", lambda: None)
     return tmp_path
 
 
