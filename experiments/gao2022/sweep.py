@@ -34,5 +34,5 @@ def sweep() -> SweepConfig:
             },
             "gao2022/curves": f"{HERE}/curves.py --proxies {runs_of('proxy')} --ppo {runs_of('ppo')}",
         },
-        baseline="gao2022/proxy_prompts_1000",
+        baseline="gao2022/curves",
     )
