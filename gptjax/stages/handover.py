@@ -26,6 +26,7 @@ from gptjax.sharding.distributed import wait_for_all
 from gptjax.sharding.mesh import to_host
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
+from gptjax.training.integrity import to_disk
 
 KINDS = {
     "language": LanguageModel,
@@ -110,6 +111,7 @@ def save_model(
     }
     if jax.process_index() == 0:
         tokenizer.save(target / tokenizer.file_name)
+        to_disk(*target.rglob("*"), target)
     write_json_atomic(target / "model.json", facts)
 
 
