@@ -13,6 +13,7 @@ import jax
 
 from gptjax.config import ConfigError, difference, to_json
 from gptjax.environment import describe_environment
+from gptjax.sharding.distributed import wait_for_all
 
 
 class RunFolderRefused(ConfigError):
@@ -54,8 +55,8 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
         raise RunFolderRefused(
             f"the run folder {folder} cannot be made ({error.strerror}): choose another --runs or --name"
         ) from error
+    write_json_atomic(stored, wanted)
     if jax.process_index() == 0:
-        write_json_atomic(stored, wanted)
         with (folder / "environment.txt").open("a", encoding="utf-8") as file:
             file.write(_environment_block())
     return folder
@@ -84,23 +85,28 @@ def read_done(folder: str | Path) -> dict:
 
 
 def write_json_atomic(path: str | Path, value: typing.Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one whole, also after a kill."""
+    """Writes JSON so that a reader sees the old file or the new one whole, also after a kill.
+
+    Every process calls it; the first one writes, and the file is there for all when it returns.
+    """
     _write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl_atomic(path: str | Path, rows: Iterable[typing.Any]) -> None:
-    """Writes one line of JSON a row, so that a reader sees the old file or the new one whole."""
+    """Writes one line of JSON a row, as `write_json_atomic` does."""
     _write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _write_atomic(path: str | Path, text: str) -> None:
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{jax.process_index()}-{os.getpid()}.tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    if jax.process_index() == 0:
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    wait_for_all(f"{path} is written")
 
 
 def _environment_block() -> str:

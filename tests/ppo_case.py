@@ -56,9 +56,9 @@ class Case:
     prompts: dict[str, np.ndarray]
 
 
-def make_case() -> Case:
+def make_case(model: DecoderConfig = MODEL) -> Case:
     """Models with random weights; the reference is a policy nearby, the critic a reward model nearby."""
-    language, scalar = ModelDefinition(LanguageModel, MODEL), ModelDefinition(ScalarModel, MODEL)
+    language, scalar = ModelDefinition(LanguageModel, model), ModelDefinition(ScalarModel, model)
     policy = jax.jit(language.initialise)(jax.random.key(0))
     reward = jax.jit(scalar.initialise)(jax.random.key(1))
     rng = np.random.default_rng(0)

@@ -140,7 +140,7 @@ print("held", json.dumps(held))
 """
 
 
-def run_processes(folder, processes, devices, *command):
+def run_processes(folder, processes, devices, *command, timeout=300):
     """Runs a command in several processes of some devices each; what each printed."""
     words = [
         "local",
@@ -162,7 +162,7 @@ def run_processes(folder, processes, devices, *command):
         env=os.environ | settings,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
     logs = [(folder / f".launch/local/worker-{index}.log").read_text() for index in range(processes)]
     assert done.returncode == 0, done.stderr + "\n".join(logs)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.config import ConfigError
+from gptjax.models.functional import ModelDefinition
+from gptjax.models.heads import LanguageModel
+from gptjax.models.transformer import DecoderConfig
 from gptjax.sharding.mesh import MeshConfig, make_mesh, replicated
+from gptjax.stages.sharded import create_state
 from gptjax.training import checkpoint, integrity
 from gptjax.training.checkpoint import Checkpoints, SaveFailed, load_tree, save_tree
 from gptjax.training.digest import leaf_digests
@@ -72,6 +77,49 @@ def test_a_state_comes_back_on_another_mesh(tmp_path, mesh):
     assert_same_bits(restored, state)
     assert restored.params["w"].sharding == wide.params["w"].sharding
     assert restored.params["w"].addressable_shards[0].data.shape == (1, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["stage", "sequence"])
+def test_a_model_comes_back_on_stages_and_sequences(tmp_path, mesh, axis):
+    definition = ModelDefinition(
+        LanguageModel, DecoderConfig(vocab_size=32, context_length=16, width=16, layers=2, heads=2)
+    )
+    optimizer = make_optimizer(OptimizerConfig(), 10, definition.axes)
+    state = create_state(definition, optimizer, mesh, key=jax.random.key(0))
+    write(tmp_path, state)
+    two = create_state(
+        definition,
+        optimizer,
+        make_mesh(MeshConfig(**{axis: 2})),
+        params=jax.tree.map(jnp.zeros_like, state.params),
+    )
+    reader = Checkpoints(tmp_path, IDENTITY)
+    restored = reader.restore_latest(two)
+    reader.close()
+    assert leaf_digests(restored) == leaf_digests(state) != leaf_digests(two)
+    kernel = restored.params["decoder"]["blocks"]["mlp"]["up"]["kernel"]
+    shards = kernel.addressable_shards
+    assert len(shards) == 2 and len(shards[0].data) == (1 if axis == "stage" else 2)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, mesh, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def watched(descriptor):
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "7").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write(tmp_path, train_state(mesh))
+    place = tmp_path / "7"
+    files = {str(path.relative_to(place)) for path in place.rglob("*")} | {"."}
+    before = {path for path, named in synced if not named}
+    under_way = min(before, key=len)
+    assert Path(under_way).parent == tmp_path and Path(under_way).name.startswith("7.")
+    assert files - set(COMMITTED) <= {os.path.relpath(path, under_way) for path in before}
+    after = {path for path, named in synced if named}
+    assert after == {str(place / name) for name in COMMITTED} | {str(place), str(tmp_path)}
 
 
 def test_another_tokenizer_is_refused(tmp_path, mesh):

@@ -31,7 +31,7 @@ from gptjax.evaluation.tracked import Track, read_track
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.ranges import Count, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, read_done, stage_done
-from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh
+from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, to_host
 from gptjax.stages.handover import TrainedModel, check_fit, load_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.many_replies import make_replies, prompt_batches
@@ -106,7 +106,7 @@ def draw_replies(
         keys = jax.random.split(jax.random.fold_in(key, number), config.batch_size * config.n)
         with jax.set_mesh(mesh):
             rollout, scores = replies(batch_at(number), keys)
-        batches.append(jax.device_get((scores, rollout.ended.reshape(-1, config.n))))
+        batches.append(to_host((scores, rollout.ended.reshape(-1, config.n))))
         drawn = (number + 1) * config.batch_size * config.n
         print(f"gold curves: {drawn} of {config.asked * config.n} replies", flush=True)
     scores = {name: np.concatenate([batch[name] for batch, _ in batches]) for name in judges}

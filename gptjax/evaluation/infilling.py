@@ -9,6 +9,7 @@ import numpy as np
 
 from gptjax.losses.lm import token_log_probs
 from gptjax.models.functional import ModelDefinition
+from gptjax.sharding.mesh import to_host
 
 
 def make_blank_scores(definition: ModelDefinition):
@@ -41,7 +42,7 @@ def infilling_figures(scores, params, rows: dict[str, np.ndarray], batch_size: i
     for start in range(0, count, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), count - 1)
         batch = {name: rows[name][index] for name in ("tokens", "targets", "positions", "segment_ids")}
-        losses[index], right[index] = jax.device_get(scores(params, batch))
+        losses[index], right[index] = to_host(scores(params, batch))
     inside = rows["blanks"] > 0
     row = np.broadcast_to(np.arange(count)[:, None], inside.shape)
     names = np.stack([row, rows["segment_ids"], rows["blanks"]], -1)

@@ -23,7 +23,7 @@ from gptjax.evaluation.perplexity import bits_per_byte, first_bytes, heldout_row
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import Count, Natural, Seed
 from gptjax.runs import mark_done, open_run, stage_done
-from gptjax.sharding.mesh import MeshConfig, check_any_stage, make_mesh
+from gptjax.sharding.mesh import MeshConfig, check_any_stage, make_mesh, to_host
 from gptjax.stages.handover import TrainedModel, load_model, too_long
 from gptjax.stages.language_loss import make_sum_loss
 
@@ -123,8 +123,8 @@ def score_rows(scores, params, rows: list[dict[str, np.ndarray]], batch_size: in
         part = rows[start : start + batch_size]
         part += part[:1] * (batch_size - len(part))
         mean, ids = scores(params, {name: np.stack([row[name] for row in part]) for name in part[0]})
-        means.append(np.asarray(mean))
-        likeliest.append(np.asarray(ids))
+        means.append(to_host(mean))
+        likeliest.append(to_host(ids))
     return np.concatenate(means)[: len(rows)], np.concatenate(likeliest)[: len(rows)]
 
 

@@ -7,12 +7,12 @@ from functools import cached_property, lru_cache, partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gptjax.config import ConfigError
 from gptjax.generation.decode import advance, check_room, decode, left_pad, prefill, request_keys
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.functional import ModelDefinition, layer_parameters
+from gptjax.sharding.mesh import to_host
 
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
 PROMPT_BLOCK = 32
@@ -130,8 +130,8 @@ class TextEngine:
             rows = part + [part[-1]] * (batch_size - len(part) if len(prompts) > batch_size else 0)
             tokens, mask = left_pad([prompts[i] for i in rows], self.tokenizer.pad_id, length)
             out = program(self._params, tokens, mask, request_keys([seeds[i] for i in rows]))
-            ids, kept = np.asarray(out.tokens), np.asarray(out.mask).sum(1).astype(int)
-            ends = np.asarray(out.stopped)
+            ids, mask, ends = to_host((out.tokens, out.mask, out.stopped))
+            kept = mask.sum(1).astype(int)
             for row in range(len(part)):
                 reply = ids[row, : kept[row]].tolist()
                 replies.append(self.tokenizer.decode(self._without_stop(reply) if ends[row] else reply))

@@ -5,6 +5,7 @@ import numpy as np
 
 from gptjax.generation.beam import BeamConfig, translate
 from gptjax.models.functional import ModelDefinition
+from gptjax.sharding.mesh import to_host
 
 # One program for all parameters of a model: the last and the averaged ones are compared.
 _translate = jax.jit(translate, static_argnames=("definition", "search", "end_id", "pad_id"))
@@ -56,6 +57,6 @@ class Translator:
             )
             # Special ids decode to nothing.
             translations += [
-                self._tokenizer.decode(row) for row in np.asarray(found.tokens)[: len(part)].tolist()
+                self._tokenizer.decode(row) for row in to_host(found.tokens)[: len(part)].tolist()
             ]
         return translations

@@ -4,6 +4,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptjax.config import ConfigError, configclass
@@ -130,6 +131,25 @@ def place(batch, mesh: Mesh):
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, batch)
+
+
+def to_host(tree):
+    """Whole numpy arrays of a tree whose arrays may lie on several processes' devices; each must call it.
+
+    Args:
+        tree: leaves are arrays, the same on every process.
+
+    Returns:
+        the tree with numpy leaves of the same shapes.
+    """
+
+    def whole(x):
+        # Of these alone no process holds every row.
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(whole, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

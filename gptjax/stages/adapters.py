@@ -5,7 +5,6 @@ compiled program.
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from gptjax.models.functional import Params
 from gptjax.models.lora import LoraConfig, LoraDefinition, merge
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
-from gptjax.stages.handover import TrainedModel
+from gptjax.stages.handover import TrainedModel, make_empty
 from gptjax.training.checkpoint import load_tree, save_tree
 from gptjax.training.step import make_train_step
 
@@ -77,8 +76,7 @@ def save_adapters(folder: Path, lora: LoraConfig, adapters: Params, base: Traine
         base: the model they change; its digest is kept, since on another model they mean nothing.
     """
     target = folder / "adapters"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    make_empty(target)
     save_tree(target / "params", adapters)
     write_json_atomic(target / "adapters.json", {"lora": to_json(lora), "base_digest": base.digest})
 

@@ -25,7 +25,7 @@ from gptjax.generation.sampling import SamplingConfig
 from gptjax.losses.rewards import eos_penalty
 from gptjax.ranges import Count, NonNegative, Seed, Weights
 from gptjax.runs import mark_done, open_run, read_done, stage_done, write_jsonl_atomic
-from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated
+from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated, to_host
 from gptjax.stages import finetune
 from gptjax.stages.conventions import Conventions
 from gptjax.stages.finetune import FinetuneConfig
@@ -125,7 +125,7 @@ def make_drawing(config: BestOfNConfig, base: TrainedModel, reward: TrainedModel
             rollout, raw = replies(prompts, keys)
             ended, penalty = rollout.ended.reshape(B, n), config.missing_eos_penalty
             scores = eos_penalty(raw["reward"], ended, kind="subtract", penalty=penalty)
-        best = np.arange(B) * n + select_best(scores)
+        best = np.arange(B) * n + select_best(to_host(scores))
         lengths = text_lengths(rollout)
         rows = slice(number * B, (number + 1) * B)
         metrics = {
@@ -152,7 +152,7 @@ def write_best(drawn: Drawn, asked: list[Messages], tokenizer, file: Path) -> in
         DataError: none is left.
     """
     rows = []
-    tokens, lengths, scores = (np.asarray(x) for x in (drawn.tokens, drawn.lengths, drawn.scores))
+    tokens, lengths, scores = to_host((drawn.tokens, drawn.lengths, drawn.scores))
     for messages, ids, length, score in zip(asked, tokens, lengths, scores.max(1), strict=True):
         text = tokenizer.decode(ids[: max(length, 0)].tolist())
         if text.strip():
@@ -215,7 +215,7 @@ def run(config: BestOfNConfig, folder: Path, may_change: Iterable[str] = ()) -> 
     # Where the runs lie is no setting: their folder may be moved, or be written in another way.
     finetune.run(training, folder / "finetune", may_change=("base", "dialogues"))
     tuned = load_model(folder / "finetune", mesh, "language")
-    curve = frontier(np.asarray(drawn.scores))
+    curve = frontier(to_host(drawn.scores))
     for point in curve:
         print(f"best of {point['n']}: reward {point['reward']:.3f} at {point['kl']:.2f} nats", flush=True)
     figures = evaluate_policies(config, base, reward, tuned.params, folder, config.text_length, Conventions())

@@ -53,14 +53,10 @@ def run_train(arguments: list[str]) -> int:
         print(json.dumps(to_json(config), indent=2))
         return 0
     folder = options.runs / (options.name or run_name(experiment))
-    if options.rewind_to is not None or options.skip_batches is not None:
-        from gptjax.training.interventions import intervene
-
-        intervene(folder, options.rewind_to, options.skip_batches)
-    return _run(config, folder)
+    return _run(config, folder, options.rewind_to, options.skip_batches)
 
 
-def _run(config: object, folder: Path) -> int:
+def _run(config: object, folder: Path, rewind_to: int | None, skip_batches: str | None) -> int:
     from gptjax.runs import RunFolderRefused
     from gptjax.sharding.distributed import join_cluster
 
@@ -75,6 +71,10 @@ def _run(config: object, folder: Path) -> int:
     # several processes the cluster's service, which `join_cluster` starts, notes the signal for all.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESUBMIT))
     join_cluster()
+    if rewind_to is not None or skip_batches is not None:
+        from gptjax.training.interventions import intervene
+
+        intervene(folder, rewind_to, skip_batches)
     print(environment.run_header(config), flush=True)
     print(f"run folder {folder}", flush=True)
     try:

@@ -21,7 +21,7 @@ from gptjax.data.quality import DataError
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.ranges import Count, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done, write_jsonl_atomic
-from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated
+from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated, to_host
 from gptjax.stages.handover import TrainedModel, check_fit, load_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.labels import labeler_liking
@@ -143,7 +143,7 @@ def write_labels(labelled: Labelled, asked: list[Messages], tokenizer, file: Pat
         DataError: no prompt is left.
     """
     rows, kept = [], 0
-    arrays = (np.asarray(x) for x in (labelled.tokens, labelled.lengths, labelled.gold, labelled.liking))
+    arrays = to_host((labelled.tokens, labelled.lengths, labelled.gold, labelled.liking))
     for messages, tokens, lengths, gold, liking in zip(asked, *arrays, strict=True):
         texts = [
             tokenizer.decode(ids[: max(size, 0)].tolist()) for ids, size in zip(tokens, lengths, strict=True)
@@ -201,5 +201,5 @@ def run(config: GoldLabelsConfig, folder: Path, may_change: Iterable[str] = ()) 
     )
     asked = [messages for messages, _ in prompts]
     counted = write_labels(labelled, asked, base.tokenizer, folder / "preferences.jsonl")
-    tokens = int(np.maximum(np.asarray(labelled.lengths), 0).sum())
+    tokens = int(np.maximum(to_host(labelled.lengths), 0).sum())
     mark_done(folder, {"seconds": time.monotonic() - started, "tokens": tokens, **counted})

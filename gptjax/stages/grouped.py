@@ -46,7 +46,7 @@ from gptjax.stages.ppo_iteration import minibatch_order
 from gptjax.stages.reply_rewards import make_scorer, read_questions, share_right
 from gptjax.stages.rollout import Rollout, draw, response_log_probs
 from gptjax.stages.self_check import announce, check_due, check_first_ratio, check_summary, make_check
-from gptjax.stages.sharded import compile_step, create_state
+from gptjax.stages.sharded import bounded, compile_step, create_state, first_step
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
 from gptjax.training.optimizers import OptimizerConfig, make_optimizer
@@ -218,6 +218,7 @@ def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_
         for index in minibatch_order(config, number):
             policy, update_metrics = update(policy, take(made, index), policy_key)
             parts.append(update_metrics)
+            bounded(parts)
             if check_due(config, number) and len(parts) == 1:
                 metrics |= check_first_ratio(update_metrics, dtype, number)
         updates = {name: jnp.stack([part[name] for part in parts]).mean() for name in parts[0]}
@@ -258,7 +259,7 @@ def run(config: GroupedConfig, folder: Path, may_change: Iterable[str] = ()) -> 
         config.optimizer, config.iterations * config.epochs * config.minibatches, language.axes
     )
     policy = create_state(language, optimizer, mesh, params=base.params)
-    state = GroupedState(jnp.zeros((), jnp.int32), policy)
+    state = GroupedState(first_step(mesh), policy)
     score_replies = make_scorer(reward, questions, base.tokenizer)
     iteration = make_iteration(config, base.tokenizer, language, base.params, score_replies, optimizer, mesh)
     identity = {"tokenizer": base.tokenizer.hash, "policy": base.digest}

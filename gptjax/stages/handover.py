@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.byte_level import ByteLevelTokenizer
@@ -24,8 +23,10 @@ from gptjax.models.glm import GLM
 from gptjax.models.heads import EncoderModel, LanguageModel, MaskedLanguageModel, ScalarModel
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.distributed import wait_for_all
+from gptjax.sharding.mesh import to_host
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.training.checkpoint import load_tree, save_tree
+from gptjax.training.integrity import to_disk
 
 KINDS = {
     "language": LanguageModel,
@@ -75,10 +76,8 @@ def parameter_digest(params: Params) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
-        if not getattr(leaf, "is_fully_addressable", True):
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         # The bytes in place: the largest leaf of a large model is many gigabytes.
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(to_host(leaf)).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
@@ -101,10 +100,7 @@ def save_model(
         system_message: see `TrainedModel`.
     """
     target = folder / "model"
-    if jax.process_index() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-    wait_for_all(f"{target} is empty")
+    make_empty(target)
     save_tree(target / "params", params)
     facts = {
         "kind": kind,
@@ -115,8 +111,16 @@ def save_model(
     }
     if jax.process_index() == 0:
         tokenizer.save(target / tokenizer.file_name)
-        write_json_atomic(target / "model.json", facts)
-    wait_for_all(f"{target} is whole")
+        to_disk(*target.rglob("*"), target)
+    write_json_atomic(target / "model.json", facts)
+
+
+def make_empty(folder: Path) -> None:
+    """Makes a folder anew, for all processes."""
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    wait_for_all(f"{folder} is empty")
 
 
 def model_kind(folder: str | Path) -> str | None:

@@ -255,8 +255,14 @@ def run(config: OnlineConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     `may_change` names keys that may differ from an earlier start in this folder.
 
     Raises:
+        ConfigError: there are several processes: what is done next is read from files, by each at its time.
         SystemExit: code 66 where people have not ranked a round's samples yet.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"rounds of labels are played by one process, and these are {jax.process_count()}: start one, or "
+            "run the reward and PPO stages of a round by themselves"
+        )
     folder = open_run(folder, config, may_change=may_change)
     if stage_done(folder):
         print(f"online: already done in {folder}")

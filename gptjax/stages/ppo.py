@@ -33,7 +33,7 @@ from gptjax.stages.ppo_data import ppo_lengths, prompt_rows, ptx_rows, read_prom
 from gptjax.stages.ppo_evaluation import compare_policies, make_evaluation
 from gptjax.stages.ppo_iteration import PpoState, make_iteration, make_optimizers, trained_part
 from gptjax.stages.self_check import announce, check_summary
-from gptjax.stages.sharded import create_state
+from gptjax.stages.sharded import create_state, first_step
 from gptjax.stages.tracking import TrackingConfig, tracked, with_chat_test
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
@@ -208,7 +208,7 @@ def prepare(config: PpoConfig, mesh: jax.sharding.Mesh) -> Prepared:
         print(f"ppo: adapters are trained, {counts} parameters; the base is the reference", flush=True)
         policy = create_state(trained, policy_optimizer, mesh, key=stage_key(config.seed, "lora"))
     start = PpoState(
-        step=jnp.zeros((), jnp.int32),
+        step=first_step(mesh),
         policy=policy,
         critic=create_state(scalar, value_optimizer, mesh, params=initial_critic(config, base, reward)),
         ema=jax.tree.map(jnp.copy, policy.params),

@@ -18,6 +18,7 @@ from gptjax.generation.decode import left_pad
 from gptjax.losses.rewards import kl_estimate
 from gptjax.models.functional import Params
 from gptjax.runs import write_jsonl_atomic
+from gptjax.sharding.mesh import to_host
 from gptjax.stages.conventions import Conventions, cut_ids
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
@@ -117,8 +118,8 @@ def make_evaluation(
             **text_loss(params),
             **distances,
         }
-        columns = {"": replies, "_tokens": np.asarray(read.mask).sum(1).astype(int).tolist()}
-        columns |= {f"_{name}": np.asarray(score).tolist() for name, score in scores.items()}
+        columns = {"": replies, "_tokens": to_host(read.mask).sum(1).astype(int).tolist()}
+        columns |= {f"_{name}": to_host(score).tolist() for name, score in scores.items()}
         return figures, columns
 
     return Evaluation(prompts, measure)
@@ -180,7 +181,8 @@ def heldout_prompts(config) -> list[Messages]:
 
 def texts_of(rollout: Rollout, tokenizer) -> list[str]:
     """The replies as text, without end-of-message tokens."""
-    rows = zip(np.asarray(rollout.response), np.asarray(rollout.mask) > 0, strict=True)
+    response, mask = to_host((rollout.response, rollout.mask))
+    rows = zip(response, mask > 0, strict=True)
     return [tokenizer.decode(ids[kept & (ids != tokenizer.im_end_id)].tolist()) for ids, kept in rows]
 
 

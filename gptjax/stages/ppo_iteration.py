@@ -30,7 +30,7 @@ from gptjax.stages.experience import (
 )
 from gptjax.stages.rollout import draw
 from gptjax.stages.self_check import check_due, check_first_ratio, make_check
-from gptjax.stages.sharded import compile_step
+from gptjax.stages.sharded import bounded, compile_step
 from gptjax.training.digest import digest
 from gptjax.training.optimizers import make_optimizer
 from gptjax.training.step import TrainState, make_train_step
@@ -163,6 +163,7 @@ def make_iteration(config, tokenizer, language, scalar, reference, reward, texts
             gradients.append((policy_metrics.pop(GRADIENT), value_metrics.pop(GRADIENT)))
             skipped = jnp.maximum(policy_metrics["skipped"], value_metrics["skipped"])
             parts.append(value_metrics | policy_metrics | {"skipped": skipped})
+            bounded(parts)
             if check_due(config, number) and len(parts) == 1:
                 metrics |= check_first_ratio(policy_metrics, language.config.compute_dtype, number)
         updates = {name: jnp.stack([part[name] for part in parts]).mean() for name in parts[0]}

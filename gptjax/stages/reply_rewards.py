@@ -14,6 +14,7 @@ from gptjax.data.quality import BadRows, DataError
 from gptjax.evaluation.answers import final_answer, is_right
 from gptjax.generation.decode import left_pad
 from gptjax.runs import write_jsonl_atomic
+from gptjax.sharding.mesh import to_host
 from gptjax.stages.dialogue_rows import read_line, read_source
 from gptjax.stages.handover import TrainedModel
 from gptjax.stages.keys import stage_key
@@ -70,10 +71,10 @@ def make_scorer(reward: TrainedModel | None, questions: Questions, tokenizer):
         return lambda rollout, numbers: program(reward.params, rollout)
 
     def check(rollout, numbers):
-        texts, ended = texts_of(rollout, tokenizer), np.asarray(rollout.ended)
+        texts, ended = texts_of(rollout, tokenizer), to_host(rollout.ended)
         right = [
             end and is_right(text, questions.replies[number])
-            for text, end, number in zip(texts, ended, np.asarray(numbers), strict=True)
+            for text, end, number in zip(texts, ended, to_host(numbers), strict=True)
         ]
         return jnp.asarray(right, jnp.float32)
 
@@ -96,7 +97,7 @@ def share_right(config, base: TrainedModel, params, folder: Path) -> dict:
     for name, policy in (("reference", base.params), ("policy", params)):
         rollout = reply(policy)
         said[name] = texts_of(rollout, tokenizer)
-        right, ended = check(rollout, numbers), np.asarray(rollout.ended)
+        right, ended = check(rollout, numbers), to_host(rollout.ended)
         figures[name] = {"right": float(right.mean()), "ended": float(ended.mean())}
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
     samples = [

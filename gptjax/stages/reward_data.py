@@ -20,7 +20,7 @@ from gptjax.data.preferences import (
 from gptjax.data.quality import BadRows, DataError
 from gptjax.data.ratings import load_ratings, ranked_replies, split_ratings
 from gptjax.data.tokenizers import Tokenizer
-from gptjax.sharding.mesh import MeshConfig
+from gptjax.sharding.mesh import MeshConfig, to_host
 
 
 def check_sizes(config) -> None:
@@ -105,7 +105,7 @@ def over_batches(
         pack_ranked(arrays, i, config.length, rows) | {name: array[i] for name, array in (more or {}).items()}
         for i in index
     )
-    return np.concatenate([np.asarray(program(batch)) for batch in batches])[: len(arrays.tokens)]
+    return np.concatenate([to_host(program(batch)) for batch in batches])[: len(arrays.tokens)]
 
 
 def encode(groups, tokenizer: Tokenizer, config, name: str) -> RankedArrays:

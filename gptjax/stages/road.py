@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from gptjax.config import configclass
@@ -94,6 +95,8 @@ def run(config: RoadConfig, folder: Path) -> None:
         write_json_atomic(folder / "results.json", judge(config, folder))
         summaries = [read_done(folder / name) for name in stages]
         mark_done(folder, {key: sum(s[key] for s in summaries) for key in ("seconds", "tokens")})
+    if jax.process_index():
+        return  # the report is written once
     report = write_report([folder])
     print(f"\n{result_table(json.loads((folder / 'results.json').read_text('utf-8')))}")
     print(f"\nreport: {report}")

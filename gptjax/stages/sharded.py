@@ -1,6 +1,7 @@
 """Put a stage's state and step on the mesh: born sharded, donated, one jit."""
 
 import jax
+import jax.numpy as jnp
 
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.transformer import DecoderConfig
@@ -60,6 +61,11 @@ def create_state(definition: ModelDefinition, optimizer, mesh, key=None, params=
     )(params)
 
 
+def first_step(mesh) -> jax.Array:
+    """The step 0 of a state that is more than a train state: int32 scalar, on every device of the mesh."""
+    return jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh))
+
+
 def state_shardings(definition: ModelDefinition, optimizer, mesh) -> TrainState:
     """The sharding of every leaf of a train state.
 
@@ -99,6 +105,15 @@ def compile_step(step, mesh, *frozen):
             return jitted(state, batch, key, *frozen)
 
     return run
+
+
+def bounded(metrics: list) -> None:
+    """Waits for the update before the last one; give it the metrics of all updates after each.
+
+    Of updates without a limit a CPU's devices take so many ahead that those which wait in a reduction hold
+    every thread, and those they wait for get none.
+    """
+    jax.block_until_ready(metrics[:-1][-1:])
 
 
 def _name(key) -> str:

@@ -14,12 +14,14 @@ from gptjax.errors import DISK, UserError
 from gptjax.training.agreement import everywhere
 from gptjax.training.digest import leaf_digests
 from gptjax.training.integrity import (
+    AT_COMMIT,
     DamagedCheckpoint,
     check_digests,
     check_identity,
     check_leaves,
     leaf_facts,
     read_facts,
+    to_disk,
     write_facts,
 )
 
@@ -127,6 +129,9 @@ class Checkpoints:
         reason = ""
         try:
             self._checkpointer.wait()
+            if jax.process_index() == 0:
+                place = self._folder / str(self._under_way)
+                to_disk(*(place / name for name in AT_COMMIT), place, self._folder)
         except jax.errors.JaxRuntimeError:
             raise
         except Exception as error:  # libraries say in many ways that a disk is full

@@ -7,6 +7,7 @@ large ones is checked by the digests, after it has been read.
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from gptjax.training.digest import leaf_digests, leaf_name
 FILE = "integrity.json"
 HASHED_BYTES = 1 << 20
 # Orbax writes these when it commits, after the list is made. Nothing that is restored depends on their text.
-_AT_COMMIT = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+AT_COMMIT = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 class DamagedCheckpoint(UserError):
@@ -41,9 +42,20 @@ def leaf_facts(tree, digests: dict[str, int]) -> dict[str, list]:
 
 
 def write_facts(folder: Path, facts: dict) -> None:
-    """Seals the facts and the list of the files that lie in the folder of a checkpoint."""
+    """Seals the facts and the list of the files that lie in the folder of a checkpoint, all on the disk."""
     facts = facts | {"files": {name: _describe(folder / name) for name in _files(folder)}}
     (folder / FILE).write_text(json.dumps({"facts": facts, "sha256": _seal(facts)}), "utf-8")
+    to_disk(*folder.rglob("*"), folder)
+
+
+def to_disk(*paths: Path) -> None:
+    """Returns when the contents of files, and the names in folders, would outlast a power cut."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_facts(folder: Path) -> dict:
@@ -122,7 +134,7 @@ def _in_words(leaf: list | None) -> str:
 
 def _files(folder: Path) -> list[str]:
     names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if name not in _AT_COMMIT and name != FILE)
+    return sorted(name for name in names if name not in AT_COMMIT and name != FILE)
 
 
 def _describe(path: Path, hashed: bool | None = None) -> list:
@@ -136,7 +148,7 @@ def _seal(facts: dict) -> str:
 
 
 def _check_metadata(folder: Path) -> None:
-    for name in sorted(_AT_COMMIT):
+    for name in sorted(AT_COMMIT):
         if not (folder / name).exists() or not (folder / name).stat().st_size:
             raise DamagedCheckpoint(f"{name} is missing or empty")
     try:

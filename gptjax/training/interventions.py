@@ -8,10 +8,12 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 from gptjax.config import ConfigError
 from gptjax.runs import write_json_atomic
+from gptjax.sharding.distributed import wait_for_all
 from gptjax.training.checkpoint import free_name
 from gptjax.training.events import EventLog
 
@@ -59,11 +61,15 @@ def intervene(folder: Path, rewind_to: int | None, skip: str | None) -> None:
                 f"back as well, with --rewind-to {first - 1} or less"
             )
         ranges.append((first, end))
+    wait_for_all("interventions")  # everyone has looked before anything changes
+    if skip is not None:
         write_json_atomic(folder / FILE, {"left_out": ranges})
         EventLog(folder).add("batches left out", first=first, last=end - 1)
         print(f"batches {first} to {end - 1} are left out in {folder}, in this start and all later ones")
     if rewind_to is not None:
-        _move_away([step for step in saved if step > start], folder)
+        if jax.process_index() == 0:
+            _move_away([step for step in saved if step > start], folder)
+        wait_for_all("rewound")
         EventLog(folder).add("rewound", step=start)
         print(f"{folder} goes on from step {start}; later checkpoints lie in checkpoints-rewound")
 
