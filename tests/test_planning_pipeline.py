@@ -38,6 +38,7 @@ class Reached(Exception):
     """The stage is about to take its first step."""
 
 
+@pytest.mark.slow
 def test_the_program_is_that_of_the_stage(tmp_path, monkeypatch):
     """What a run jits and what it calls that with, lowered: the text of the plan's own program."""
     steps = []
