@@ -35,7 +35,10 @@ def candidates(config, shapes: Shapes, model) -> Iterator[tuple[str, str, Callab
 
 def with_keys(config, shapes: Shapes, kind: str, **changes) -> tuple[str, str, Callable]:
     """A candidate that sets keys of the stage itself."""
-    words = {key: _mesh_text(new) if key == "mesh" else new for key, new in changes.items()}
+    words = {key: new for key, new in changes.items() if key != "mesh"}
+    if mesh := changes.get("mesh"):
+        sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES}
+        words |= {f"mesh.{a}": n for a, n in sizes.items() if n != getattr(config.mesh, a)}
     text = " ".join(f"--{key.replace('_', '-')} {word}" for key, word in words.items())
     return kind, text, lambda: (dataclasses.replace(config, **changes), shapes)
 
@@ -56,10 +59,6 @@ def other_meshes(mesh: MeshConfig) -> Iterator[tuple[str, MeshConfig]]:
                 yield axis, dataclasses.replace(mesh, **fewer, **{axis: size * factor})
         for factor in (2, 4) if axis != "tensor" else ():
             yield axis, dataclasses.replace(mesh, **{axis: size * factor})
-
-
-def _mesh_text(mesh: MeshConfig) -> str:
-    return ",".join(f"{axis}={getattr(mesh, axis)}" for axis in MESH_AXES if getattr(mesh, axis) > 1)
 
 
 def suggestions(config, shapes: Shapes, model, measure: Callable, limit: float) -> list[tuple[str, int]]:
