@@ -61,6 +61,7 @@ def test_links_of_mesh_axes():
     assert pod.bandwidth(axes, ("fsdp", "tensor")) == 3 * 2 * 90e9
     assert gpus.bandwidth(axes, ("tensor",)) == 450e9  # inside a node of eight
     assert gpus.bandwidth(axes, ("fsdp",)) == 50e9
+    assert pod.bandwidth(axes, ("fsdp",), one_way=True) == 90e9  # to the next device over one link
     assert gpus.bandwidth({"data": 2, "fsdp": 4, "tensor": 1}, ("data",)) == 450e9
 
 

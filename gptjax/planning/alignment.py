@@ -4,6 +4,7 @@ Legend: B replies of a step, P prompt slots, T response slots.
 """
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -50,111 +51,57 @@ def ppo_work(config: PpoConfig, shapes: Shapes, mesh) -> Work:
     base = shapes.base(config.policy, "policy", "language")
     language = ModelDefinition(LanguageModel, dataclasses.replace(base, dropout=0.0))
     scalar = ModelDefinition(ScalarModel, shapes.base(config.reward, "reward", "scalar"))
-    trained, B = trained_part(config, language), config.batch_size
-    policy_optimizer, value_optimizer = make_optimizers(config, trained, scalar)
-    reference, reward = parameters(language, mesh), parameters(scalar, mesh)
-    adapted = None if config.lora is None else (config.lora, reference)
-
-    count = B // config.minibatches
-    batch = {"experience": _experience(config, count, mesh)}
-    text = {"text": text_batch(mesh, config.ptx_rows, config.ptx_length, PACKED)} if config.ptx_coef else {}
-    common = {"config": config, "calls": config.epochs * config.minibatches, "rows": count}
-    policy_update = update_program(
-        "policy update",
-        trained,
-        policy_optimizer,
-        make_policy_loss(config, language),
-        count_totals,
-        batch | text,
-        mesh,
-        model=language.config,
-        adapted=adapted,
-        **common,
-    )
-    value_update = update_program(
-        "critic update",
-        scalar,
-        value_optimizer,
-        make_value_loss(config, scalar),
-        count_totals,
-        batch,
-        mesh,
-        **common,
-    )
-    policy, critic = policy_update.arguments[0], value_update.arguments[0]
+    reference, judges = parameters(language, mesh), {"reward": parameters(scalar, mesh)}
+    if config.tracking is not None and config.tracking.gold:
+        gold = shapes.base(config.tracking.gold, "tracking.gold", "scalar")
+        judges["gold"] = parameters(ModelDefinition(ScalarModel, gold), mesh)
+    updates = _ppo_updates(config, language, scalar, reference, mesh)
+    policy, critic = (update.arguments[0] for update in updates)
     drawing, still = policy.params, reference
     if config.lora is not None:
         drawing = still = AdaptedParams(reference, policy.params, config.lora)
 
     def request_keys(key, number):
-        return jax.random.split(jax.random.fold_in(key, number), B)
+        return jax.random.split(jax.random.fold_in(key, number), config.batch_size)
 
-    rollout = make_rollout(config, language, TOKENIZER, request_keys)
-    experience = make_experience(
-        config, make_score(config, language), scalar, (0,) if config.conventions.cut_at else ()
-    )
-    T = config.sampling.max_new_tokens
-    prompts = rows(
-        mesh, tokens=((B, config.prompt_length), jnp.int32), mask=((B, config.prompt_length), jnp.bool_)
-    )
-    replies = _rollout(B, config.prompt_length, T, mesh)
-    judges = {"reward": reward}
-    if config.tracking is not None and config.tracking.gold:
-        gold = shapes.base(config.tracking.gold, "tracking.gold", "scalar")
-        judges["gold"] = parameters(ModelDefinition(ScalarModel, gold), mesh)
-    return Work(
-        "ppo",
-        config.mesh,
-        language.config,
-        held={"policy": policy, "critic": critic, "ema": policy.params, "reference": reference, **judges},
-        programs=[
-            Program(
-                "rollout",
-                rollout,
-                (drawing, prompts, random_key(), _number(mesh, jnp.int32)),
-                trips=T,
-            ),
-            Program(
-                "experience",
-                experience,
-                (drawing, critic.params, still, reward, replies, _number(mesh, jnp.float32)),
-                resident=(0, 1, 2, 3),
-            ),
-            policy_update,
-            value_update,
-        ],
-        parameters={"policy": language.parameter_count, "critic and reward": scalar.parameter_count},
-        tokens=B * T,
-        steps=config.iterations,
-        total=config.iterations * B * T,
-        assumed=["every reply has its full length"],
-        cache=(B, config.prompt_length + T),
-    )
+    cuts = (0,) if config.conventions.cut_at else ()
+    experience = make_experience(config, make_score(config, language), scalar, cuts)
+    replies = _rollout(config.batch_size, config.prompt_length, config.sampling.max_new_tokens, mesh)
+    scored = drawing, critic.params, still, judges["reward"], replies, _number(mesh, jnp.float32)
+    programs = [
+        _drawing(config, make_rollout(config, language, TOKENIZER, request_keys), drawing, mesh),
+        Program("experience", experience, scored, resident=(0, 1, 2, 3)),
+        *updates,
+    ]
+    held = {"policy": policy, "critic": critic, "ema": policy.params, "reference": reference, **judges}
+    counts = {"policy": language.parameter_count, "critic and reward": scalar.parameter_count}
+    return _work("ppo", config, language, held, programs, counts)
+
+
+def _ppo_updates(config: PpoConfig, language, scalar, reference, mesh) -> list[Program]:
+    """The updates of policy and critic, each on a minibatch."""
+    trained, count = trained_part(config, language), config.batch_size // config.minibatches
+    policy_optimizer, value_optimizer = make_optimizers(config, trained, scalar)
+    policy_loss, value_loss = make_policy_loss(config, language), make_value_loss(config, scalar)
+    batch = {"experience": _experience(config, count, mesh)}
+    text = {"text": text_batch(mesh, config.ptx_rows, config.ptx_length, PACKED)} if config.ptx_coef else {}
+    common = {"config": config, "calls": config.epochs * config.minibatches, "rows": count}
+    adapted = {} if config.lora is None else {"adapted": (config.lora, reference)}
+    policy = trained, policy_optimizer, policy_loss, count_totals, batch | text, mesh
+    critic = scalar, value_optimizer, value_loss, count_totals, batch, mesh
+    return [
+        update_program("policy update", *policy, model=language.config, **common, **adapted),
+        update_program("critic update", *critic, **common),
+    ]
 
 
 def grouped_work(config: GroupedConfig, shapes: Shapes, mesh) -> Work:
     """RLOO's or GRPO's rollout, scores and update; policy, reference and reward model in memory."""
     base = shapes.base(config.policy, "policy", "language")
     language = ModelDefinition(LanguageModel, dataclasses.replace(base, dropout=0.0))
-    B, P, T = config.batch_size, config.prompt_length, config.sampling.max_new_tokens
-    reference, count = parameters(language, mesh), config.batch_size // config.minibatches
-    token, reply = ((count, T), jnp.float32), ((count,), jnp.float32)
-    batch = {"rollout": _rollout(count, P, T, mesh)}
-    batch |= rows(mesh, old_log_probs=token, weights=token, advantages=reply)
-    updates = config.iterations * config.epochs * config.minibatches
-    update = update_program(
-        "policy update",
-        language,
-        make_optimizer(config.optimizer, updates, language.axes),
-        make_grouped_loss(config, language),
-        count_replies,
-        batch,
-        mesh,
-        config=config,
-        rows=count,
-        calls=config.epochs * config.minibatches,
-    )
-    policy, replies = update.arguments[0], _rollout(B, P, T, mesh)
+    update = _grouped_update(config, language, mesh)
+    policy, B = update.arguments[0], config.batch_size
+    replies = _rollout(B, config.prompt_length, config.sampling.max_new_tokens, mesh)
 
     def rollout(params, prompts, key, number):
         tokens, mask = (jnp.repeat(prompts[n], config.group_size, axis=0) for n in ("tokens", "mask"))
@@ -162,31 +109,46 @@ def grouped_work(config: GroupedConfig, shapes: Shapes, mesh) -> Work:
         ends = TOKENIZER.im_end_id, TOKENIZER.pad_id
         return draw(language, params, tokens, mask, keys, config.sampling, *ends)
 
-    G = B // config.group_size
-    prompts = rows(mesh, tokens=((G, P), jnp.int32), mask=((G, P), jnp.bool_))
-    held = {"policy": policy, "reference": reference}
-    score = make_score(config, language)
     programs = [
-        Program(
-            "rollout",
-            rollout,
-            (policy.params, prompts, random_key(), _number(mesh, jnp.int32)),
-            trips=T,
-        ),
-        Program("score", score, (policy.params, replies), calls=2),
+        _drawing(config, rollout, policy.params, mesh, B // config.group_size),
+        Program("score", make_score(config, language), (policy.params, replies), calls=2),
         update,
     ]
+    held = {"policy": policy, "reference": parameters(language, mesh)}
     counts = {"policy": language.parameter_count}
     if config.reward != "answers":
         scalar = ModelDefinition(ScalarModel, shapes.base(config.reward, "reward", "scalar"))
         held["reward"], counts["reward"] = parameters(scalar, mesh), scalar.parameter_count
+        programs.append(Program("reward", partial(reward_scores, scalar), (held["reward"], replies)))
+    return _work("grouped", config, language, held, programs, counts)
 
-        def judge(params, rollout):
-            return reward_scores(scalar, params, rollout)
 
-        programs.append(Program("reward", judge, (held["reward"], replies)))
+def _grouped_update(config: GroupedConfig, language, mesh) -> Program:
+    """The update of the policy on a minibatch."""
+    T, count = config.sampling.max_new_tokens, config.batch_size // config.minibatches
+    calls = config.epochs * config.minibatches
+    optimizer = make_optimizer(config.optimizer, config.iterations * calls, language.axes)
+    token, reply = ((count, T), jnp.float32), ((count,), jnp.float32)
+    batch = {"rollout": _rollout(count, config.prompt_length, T, mesh)}
+    batch |= rows(mesh, old_log_probs=token, weights=token, advantages=reply)
+    loss, sizes = make_grouped_loss(config, language), {"rows": count, "calls": calls}
+    return update_program(
+        "policy update", language, optimizer, loss, count_replies, batch, mesh, config=config, **sizes
+    )
+
+
+def _drawing(config, rollout, params, mesh, prompts: int | None = None) -> Program:
+    """The program that draws the replies of a step to its prompts, one each where their number is None."""
+    shape = prompts or config.batch_size, config.prompt_length
+    asked = rows(mesh, tokens=(shape, jnp.int32), mask=(shape, jnp.bool_))
+    arguments = params, asked, random_key(), _number(mesh, jnp.int32)
+    return Program("rollout", rollout, arguments, trips=config.sampling.max_new_tokens)
+
+
+def _work(name: str, config, language, held, programs, counts) -> Work:
+    B, T = config.batch_size, config.sampling.max_new_tokens
     return Work(
-        "grouped",
+        name,
         config.mesh,
         language.config,
         held=held,
@@ -196,7 +158,7 @@ def grouped_work(config: GroupedConfig, shapes: Shapes, mesh) -> Work:
         steps=config.iterations,
         total=config.iterations * B * T,
         assumed=["every reply has its full length"],
-        cache=(B, P + T),
+        cache=(B, config.prompt_length + T),
     )
 
 

@@ -6,10 +6,19 @@ Legend: N layers, K key/value heads, C head size, B rows, L length, V vocabulary
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import jax
 
-from gptjax.planning.programs import Program, Training, Work, device_bytes, random_key
+from gptjax.planning.programs import (
+    Program,
+    Training,
+    Work,
+    abstract_mesh,
+    ambient,
+    device_bytes,
+    random_key,
+)
 from gptjax.training.step import TrainState
 
 POLICIES = ("none", "dots", "full")
@@ -38,7 +47,7 @@ def estimate(work: Work, plain: Work) -> dict[str, int]:
     updates = [_update(work, *pair) for pair in pairs if pair[0].training]
     kinds.update(max(updates, key=lambda update: sum(update.values())))
     # The logits and what they become.
-    kinds["logits"] = 8 * work.chunk * work.model.vocab_size // (work.mesh.batch_shards * work.mesh.tensor)
+    kinds["logits"] = 8 * work.chunk * work.model.vocab_size // work.mesh.size
     kinds["cache"] = cache_bytes(work)
     return {kind: size for kind, size in kinds.items() if size}
 
@@ -62,16 +71,24 @@ def cache_bytes(work: Work) -> int:
 
 
 def activation_bytes(work: Work, training: Training) -> int:
-    """What the forward pass of a micro-batch keeps for the backward pass, on one device.
+    """What the forward pass keeps for the backward pass, on one device: of a micro-batch, or of a pipeline.
 
-    The residuals of `jax.vjp` for the device's own rows: what twice as many rows add, so that parameters are
-    not counted. Those with an axis of heads, of the feed-forward width or of the vocabulary are split over
-    `tensor`.
+    The residuals of `jax.vjp` for the device's own rows: what a third as many rows more add to two, so that
+    parameters are not counted. A pipeline keeps those of every tick. Residuals with an axis of heads, of the
+    feed-forward width or of the vocabulary are split over `tensor`.
     """
-    return _residual_bytes(work, training, 2) - _residual_bytes(work, training, 1)
+    split, total = _split_sizes(training.model), 0
+    for (two, parts), (three, _) in zip(*(_residuals(work, training, n) for n in (2, 3)), strict=True):
+        longer = [i for i, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if a != b]
+        if longer:  # after the axis of rows come those of a row
+            parts *= work.mesh.tensor if split & set(two.shape[longer[0] + 1 :]) else 1
+            total += (three.size - two.size) * two.dtype.itemsize // parts
+    return total
 
 
-def _residual_bytes(work: Work, training: Training, factor: int) -> int:
+def _residuals(work: Work, training: Training, factor: int) -> list[tuple]:
+    """(shape, devices along `stage` and `sequence` that share it) of each, with so many times the rows."""
+
     def local(leaf):
         share = max(1, leaf.shape[0] * training.local_rows // training.rows)
         return jax.ShapeDtypeStruct((factor * share, *leaf.shape[1:]), leaf.dtype)
@@ -81,16 +98,31 @@ def _residual_bytes(work: Work, training: Training, factor: int) -> int:
         _, backward = jax.vjp(lambda p: training.loss(p, batch, totals, key, *extra)[0], params)
         return jax.tree.leaves(backward)
 
-    batch, split = jax.tree.map(local, training.batch), _split_sizes(training.model)
-    kept = jax.eval_shape(residuals, training.params, batch, random_key(), *training.extra)
-    parts = [work.mesh.tensor if split & set(leaf.shape) else 1 for leaf in kept]
-    return sum(leaf.size * leaf.dtype.itemsize // n for leaf, n in zip(kept, parts, strict=True))
+    mesh = abstract_mesh(replace(work.mesh, data=1, fsdp=1, tensor=1))
+    batch, extra = jax.tree.map(local, training.batch), jax.tree.map(_anywhere, training.extra)
+    with ambient(mesh):
+        traced = jax.make_jaxpr(residuals)(training.params, batch, random_key(), *extra).jaxpr
+    # What leaves the pipeline says how it lies; of all else the positions are split.
+    parts = {
+        id(left): math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(spec)))
+        for equation in traced.eqns
+        if equation.primitive.name == "shard_map"
+        for left, spec in zip(equation.outvars, equation.params["out_specs"], strict=True)
+    }
+    return [(one.aval, parts.get(id(one), work.mesh.sequence)) for one in traced.outvars]
+
+
+def _anywhere(leaf) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _update(work: Work, program: Program, plain: Program) -> dict[str, int]:
     """What an update needs besides what is held."""
     model, kept = program.training.model, activation_bytes(work, program.training)
-    layer = 0 if model.remat == "none" else activation_bytes(work, plain.training) // model.layers
+    if model.remat == "none":
+        layer = 0
+    else:  # one of a stage's layers at one tick
+        layer = activation_bytes(work, plain.training) * work.mesh.stage // (model.layers * work.ticks)
     return {"gradients": device_bytes(program.arguments[0].params), "activations": kept, "layer": layer}
 
 

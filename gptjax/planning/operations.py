@@ -90,7 +90,9 @@ def _product(equation) -> Operations:
 
 def _copies(params: dict) -> int:
     """How many devices run the body of a `shard_map`, each on its own part."""
-    return math.prod(params["mesh"].shape[axis] for axis in params.get("manual_axes", params["mesh"].shape))
+    # JAX has renamed them.
+    axes = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
+    return math.prod(params["mesh"].shape[axis] for axis in axes)
 
 
 def _inner(params: dict) -> list:

@@ -17,7 +17,7 @@ from gptjax.planning.roofline import Roofline, roofline
 from gptjax.planning.shapes import Shape, Shapes
 from gptjax.planning.topology import Topology
 from gptjax.planning.work import stages_of, work_of
-from gptjax.sharding.mesh import MESH_AXES
+from gptjax.sharding.mesh import MESH_AXES, MeshConfig
 
 USABLE = 0.92  # of a device's memory: the rest is the runtime's, and what lies scattered between buffers
 
@@ -31,7 +31,8 @@ class StagePlan:
         memory: kind -> bytes on one device, by the estimate.
         activations: policy of `remat` -> bytes on one device.
         model: operations of a step without those that are computed again.
-        done: with them.
+        done: with them, those of the optimiser, and those below.
+        idle: operations of a pipeline's stages on what no one reads, while they would wait.
         compiled: what the compiler says of each program; None where it was not asked.
         collectives: of a step, all programs together; None without a compiler.
         times: None where the chip's peak is not known.
@@ -44,6 +45,7 @@ class StagePlan:
     activations: dict[str, int]
     model: Operations
     done: Operations
+    idle: float
     compiled: list[dict] | None
     collectives: list[Collective] | None
     times: Roofline | None
@@ -151,12 +153,12 @@ def _sentence(error: ValueError) -> str:
 def _stage_plan(config, shapes: Shapes, topology: Topology, compiled, limit) -> StagePlan:
     works = {policy: _folded(config, shapes, policy) for policy in (None, *POLICIES)}
     work, plain = works[None], works["none"]
-    memory, mesh = estimate(work, plain), abstract_mesh(config.mesh)
+    memory = estimate(work, plain)
     activations = {}
     for policy in POLICIES:
         kinds = estimate(works[policy], plain)
         activations[policy] = kinds["activations"] + kinds.get("layer", 0)
-    done, model = (_step_operations(one, mesh) for one in (work, plain))
+    done, model, idle = _step_operations(config, shapes)
     collectives = None if compiled is None else _step_collectives(work, compiled)
     times = roofline(
         topology,
@@ -166,7 +168,8 @@ def _stage_plan(config, shapes: Shapes, topology: Topology, compiled, limit) -> 
         touched=touched_bytes(work, memory),
         collectives=collectives or [],
     )
-    found = StagePlan(work, memory, activations, model, done, compiled, collectives, times, limit, advice=[])
+    counts, traffic = (model, done, idle), (compiled, collectives, times)
+    found = StagePlan(work, memory, activations, *counts, *traffic, limit, advice=[])
     if found.fits:
         return found
 
@@ -182,8 +185,16 @@ def _folded(config, shapes: Shapes, remat: str | None = None) -> Work:
     return work_of(config, shapes.changed(loop="scan", **({"remat": remat} if remat else {})))
 
 
-def _step_operations(work: Work, mesh) -> Operations:
-    return sum((operations(p, mesh).times(p.calls) for p in work.programs), Operations())
+def _step_operations(config, shapes: Shapes) -> tuple[Operations, Operations, float]:
+    """(a step's, the model's own: those of one device that computes nothing again, those in the bubble)."""
+
+    def on(mesh: MeshConfig, remat: str | None = None) -> Operations:
+        work, abstract = _folded(dataclasses.replace(config, mesh=mesh), shapes, remat), abstract_mesh(mesh)
+        return sum((operations(p, abstract).times(p.calls) for p in work.programs), Operations())
+
+    done = on(config.mesh)
+    straight = on(dataclasses.replace(config.mesh, stage=1)) if config.mesh.stage > 1 else done
+    return done, on(MeshConfig(), "none"), done.model - straight.model
 
 
 def _step_collectives(work: Work, compiled: list[dict]) -> list[Collective]:
@@ -202,9 +213,9 @@ def _step_collectives(work: Work, compiled: list[dict]) -> list[Collective]:
 def touched_bytes(work: Work, memory: dict[str, int]) -> float:
     """Bytes that a device reads and writes in a step, from below: weights, activations, cache, and the state.
 
-    A micro-batch reads the gathered weights forward, backward and once more if it computes again, and writes
-    and reads its activations; an update reads and writes the state and the gradient; a rollout reads the
-    weights and half of the cache for every token.
+    A micro-batch, and in a pipeline a tick, reads the gathered weights forward, backward and once more if it
+    computes again; activations are written and read; an update reads and writes the state and the gradient; a
+    rollout reads the weights and half of the cache for every token.
     """
     return float(sum(program.calls * _program_bytes(work, program, memory) for program in work.programs))
 
@@ -216,9 +227,8 @@ def _program_bytes(work: Work, program: Program, memory: dict[str, int]) -> floa
     if program.training is None:
         return program.trips * (gathered + (memory.get("cache", 0) / 2 if program.trips > 1 else 0))
     training = program.training
-    micro_batches = max(1, training.rows // (training.local_rows * work.mesh.batch_shards))
+    in_turn = max(1, training.rows // (training.local_rows * work.mesh.batch_shards))
     passes = 2 if training.model.remat == "none" else 3
     activations = 2 * memory.get("activations", 0)
-    return (
-        micro_batches * (passes * gathered + activations) + 2 * device_bytes(first) + 2 * device_bytes(params)
-    )
+    of_gradient = in_turn * (passes * work.ticks * gathered + activations)
+    return of_gradient + 2 * device_bytes(first) + 2 * device_bytes(params)

@@ -12,13 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from gptjax.models.lora import merge
-from gptjax.sharding.mesh import MESH_AXES, MeshConfig
-from gptjax.sharding.rules import parameter_shardings, partition_spec
+from gptjax.sharding.mesh import MESH_AXES, MeshConfig, batch_sharding
+from gptjax.sharding.pipeline import bubble_fraction
+from gptjax.sharding.rules import parameter_shardings
 from gptjax.stages.adapters import make_adapted_step
-from gptjax.stages.sharded import state_shardings
+from gptjax.stages.sharded import order_microbatches, state_shardings
 from gptjax.training.step import TrainState, make_train_step
 
 
@@ -34,7 +35,7 @@ class Training:
         batch: of an update, without numbers.
         extra: further arguments of the loss.
         rows: of an update.
-        local_rows: of a micro-batch on one device.
+        local_rows: that are differentiated at once on one device: of a micro-batch, or of all in a pipeline.
     """
 
     model: Any
@@ -89,6 +90,7 @@ class Work:
         assumed: sentences on what the configuration does not say.
         cache: (rows, slots) of the key/value cache; None without one.
         chunk: tokens whose logits the loss holds at once, where that is set.
+        flowing: micro-batches that follow each other through a pipeline.
     """
 
     name: str
@@ -103,6 +105,17 @@ class Work:
     assumed: list[str] = field(default_factory=list)
     cache: tuple[int, int] | None = None
     chunk: int = 0
+    flowing: int = 1
+
+    @property
+    def ticks(self) -> int:
+        """Turns in which a pipeline passes its micro-batches through, `M + S - 1`; 1 without one."""
+        return self.flowing + self.mesh.stage - 1
+
+    @property
+    def bubble(self) -> float:
+        """Share of them that a stage waits."""
+        return bubble_fraction(self.mesh.stage, self.flowing)
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
@@ -133,9 +146,8 @@ def train_state(definition, optimizer, mesh) -> TrainState:
 
 
 def by_rows(tree, mesh):
-    """A batch whose rows are split over the mesh."""
-    sharding = NamedSharding(mesh, partition_spec(("batch",)))
-    return laid_out(tree, jax.tree.map(lambda _: sharding, tree))
+    """A batch as `place` lays it out."""
+    return laid_out(tree, jax.tree.map(lambda x: batch_sharding(mesh, x.ndim), tree))
 
 
 def rows(mesh, **declared: tuple) -> dict[str, jax.ShapeDtypeStruct]:
@@ -189,11 +201,12 @@ def update_program(
         def of_params(adapters, batch, total, key, base):
             return loss(merge(base, adapters, lora), batch, total, key)
 
-    local = max(1, rows // (config.mesh.batch_shards * config.accumulate))
+    in_turn, _ = order_microbatches(config.mesh, config.accumulate)
+    local = max(1, rows // (config.mesh.batch_shards * in_turn))
     model = definition.config if model is None else model
     return Program(
         name=name,
-        function=make_step(loss, count, optimizer, accumulate=config.accumulate),
+        function=make_step(loss, count, optimizer, accumulate=in_turn),
         arguments=(train_state(definition, optimizer, mesh), batch, random_key(), *extra),
         donated=(0,),
         calls=calls,

@@ -1,5 +1,6 @@
 """A plan in words for the terminal, and as JSON."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from gptjax.planning.plan import StagePlan
@@ -27,8 +28,10 @@ def _stage_json(plan: StagePlan, topology: Topology, price: float | None) -> dic
         "tokens": work.total,
         "flops_per_token": plan.model.model / work.tokens,
         "attention_share": plan.model.attention / plan.model.model,
-        "flops_per_token_again": (plan.done.model - plan.model.model) / work.tokens,
+        "flops_per_token_again": (plan.done.model - plan.idle - plan.model.model) / work.tokens,
+        "flops_per_token_idle": plan.idle / work.tokens,
         "flops_per_token_optimiser": plan.done.optimiser / work.tokens,
+        "pipeline": {"stages": work.mesh.stage, "microbatches": work.flowing, "bubble": work.bubble},
         "memory": plan.memory,
         "activations": plan.activations,
         "estimated": plan.estimated,
@@ -73,12 +76,15 @@ def _rows(stage: dict, price: float | None):
     counts = ", ".join(f"{name} {count:,}" for name, count in stage["parameters"].items())
     yield "parameters", counts.removeprefix("model ")
     whole = stage["flops_per_token"]
-    more = {"computed again": "again", "of the optimiser": "optimiser"}
+    more = {"computed again": "again", "in the bubble": "idle", "of the optimiser": "optimiser"}
     shares = {what: stage[f"flops_per_token_{name}"] / whole for what, name in more.items()}
     text = "".join(f"; {share:.0%} more {what}" for what, share in shares.items() if share > 0.005)
     yield "FLOPs per token", f"{whole:.3g}, {stage['attention_share']:.1%} of them attention{text}"
     total = f" x {stage['steps']:,} steps = {stage['tokens']:,}" if stage["steps"] else ""
     yield "tokens", f"{stage['tokens_per_step']:,} a step{total}"
+    if stage["mesh"]["stage"] > 1:
+        flow = "{stages} stages, {microbatches} micro-batches, bubble {bubble:.1%}"
+        yield "pipeline", flow.format(**stage["pipeline"])
     kinds = ", ".join(f"{kind} {_gib(size)}" for kind, size in stage["memory"].items())
     yield "estimate a device", f"{_gib(stage['estimated'])} GiB: {kinds}"
     yield (
@@ -87,12 +93,7 @@ def _rows(stage: dict, price: float | None):
     )
     for facts in stage["compiled"] or ():
         yield f"compiled {facts['name']}", _compiled_line(facts)
-    for one in (stage["collectives"] or ())[:8]:
-        over = " x ".join(one["axes"]) or "all devices"
-        amount = (
-            f"{_gib(one['bytes'])} GiB a device in {one['calls']:,} calls, {one['places']} in the program"
-        )
-        yield "collectives", f"{one['kind']} over {over} ({one['devices']}): {amount}"
+    yield from _exchanged(stage["collectives"] or ())
     if "seconds_per_step" in stage:
         yield from _times(stage, price)
     if stage["collectives"] is None and max(stage["mesh"].values()) > 1:
@@ -110,6 +111,17 @@ def _compiled_line(facts: dict) -> str:
     parts = f"arguments {_gib(facts['arguments'])}, temporary {_gib(facts['temporary'])}"
     loops = f"; {facts['unknown_loops']} loops of unknown length" if facts["unknown_loops"] else ""
     return f"{_gib(facts['needs'])} GiB ({parts}) in {facts['seconds']:.0f} s{loops}"
+
+
+def _exchanged(collectives: Sequence[dict], most: int = 8):
+    for one in collectives[:most]:
+        over = " x ".join(one["axes"]) or "all devices"
+        amount = (
+            f"{_gib(one['bytes'])} GiB a device in {one['calls']:,} calls, {one['places']} in the program"
+        )
+        yield "collectives", f"{one['kind']} over {over} ({one['devices']}): {amount}"
+    if rest := collectives[most:]:
+        yield "collectives", f"{len(rest)} kinds more: {_gib(sum(one['bytes'] for one in rest))} GiB a device"
 
 
 def _times(stage: dict, price: float | None):

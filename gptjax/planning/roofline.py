@@ -11,10 +11,10 @@ class Roofline:
     """Seconds of a step on one device.
 
     Attributes:
-        compute: of matrix products, recomputed ones too.
+        compute: of matrix products, with those that are computed again or in a pipeline's bubble.
         memory: of reading weights and activations and of updating the state.
         links: mesh axes -> seconds of the collectives over them.
-        model: of the matrix products without those that are computed again.
+        model: of the matrix products without those.
     """
 
     compute: float
@@ -51,7 +51,7 @@ def roofline(
     Args:
         topology: of the run.
         axes: name -> size of the mesh.
-        done: operations of a step of all devices, recomputed ones too.
+        done: operations of a step of all devices, with those that are computed again or in a bubble.
         model: the same without those.
         touched: bytes that one device reads and writes in its memory.
         collectives: of a step.
@@ -63,6 +63,7 @@ def roofline(
     for one in collectives:
         used = one.axes or tuple(axes)
         name = " x ".join(used)
-        links[name] = links.get(name, 0.0) + one.sent / topology.bandwidth(axes, used)
+        bandwidth = topology.bandwidth(axes, used, one_way=one.kind == "collective-permute")
+        links[name] = links.get(name, 0.0) + one.sent / bandwidth
     per_device = topology.devices * chip.peak
     return Roofline(done / per_device, touched / chip.bandwidth, links, model / per_device)

@@ -70,8 +70,8 @@ class Topology:
         """How many there are."""
         return math.prod(self.sizes)
 
-    def bandwidth(self, axes: dict[str, int], used: tuple[str, ...]) -> float:
-        """Bytes/s that a device exchanges with its neighbours along mesh axes, in both directions of a ring.
+    def bandwidth(self, axes: dict[str, int], used: tuple[str, ...], one_way: bool = False) -> float:
+        """Bytes/s that a device passes on to its neighbours along mesh axes.
 
         A mesh axis lies on as many dimensions of the torus as its size is the product of, and uses their
         links; on GPUs the axes are counted from the last, and those that leave a node cross the network.
@@ -79,7 +79,10 @@ class Topology:
         Args:
             axes: name -> size of all mesh axes.
             used: those over which a collective runs.
+            one_way: to one neighbour alone, where a ring has both directions.
         """
+        if self.chip.torus and one_way:
+            return self.chip.link
         if self.chip.torus:
             return 2 * self.chip.link * max(1, sum(len(_dimensions(self.sizes, axes)[axis]) for axis in used))
         names, inner = list(axes), 1

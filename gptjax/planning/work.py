@@ -35,6 +35,7 @@ from gptjax.stages.preference import PreferenceConfig, make_preference_loss
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig, count_groups, make_reward_loss
 from gptjax.stages.road import RoadConfig, stage_configs
+from gptjax.stages.sharded import order_microbatches
 from gptjax.stages.translate import TranslateConfig, make_translation_loss
 from gptjax.training.batch_ramp import plan_batches
 from gptjax.training.optimizers import make_optimizer
@@ -105,11 +106,12 @@ def _single(name, config, definition, loss, count, batch, mesh, *, rows, tokens,
 def _pretrain(config: PretrainConfig, shapes: Shapes, mesh) -> Work:
     definition = ModelDefinition(LanguageModel, shapes.own(config.model))
     plan = plan_batches(config.ramp, config.batch_size, config.length, config.steps)
-    loss = make_language_loss(definition, z_loss=config.z_loss, chunk=config.loss_chunk)
+    in_turn, flowing = order_microbatches(config.mesh, config.accumulate)
+    loss = make_language_loss(definition, z_loss=config.z_loss, chunk=config.loss_chunk, microbatches=flowing)
     batch = text_batch(mesh, config.batch_size, config.length, PLAIN)
     sizes = {"rows": config.batch_size, "tokens": config.batch_size * config.length}
     more = {"schedule": (plan.updates, plan.clock), "total": plan.total * config.length}
-    more["chunk"] = min(config.loss_chunk, sizes["tokens"] // config.accumulate)
+    more |= {"chunk": min(config.loss_chunk, sizes["tokens"] // in_turn), "flowing": flowing}
     return _single("pretrain", config, definition, loss, count_tokens, batch, mesh, **sizes, **more)
 
 

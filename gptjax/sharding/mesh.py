@@ -127,8 +127,7 @@ def place(batch, mesh: Mesh):
 
     def put(x):
         x = np.asarray(x)
-        sharding = NamedSharding(mesh, PartitionSpec(*(("data", "fsdp"), "sequence")[: x.ndim]))
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, batch_sharding(mesh, x.ndim), lambda index: x[index])
 
     return jax.tree.map(put, batch)
 
@@ -150,6 +149,11 @@ def to_host(tree):
         return np.asarray(x)
 
     return jax.tree.map(whole, tree)
+
+
+def batch_sharding(mesh: Mesh, axes: int) -> NamedSharding:
+    """How `place` lays out an array with so many axes."""
+    return NamedSharding(mesh, PartitionSpec(*(("data", "fsdp"), "sequence")[:axes]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
