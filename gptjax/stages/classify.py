@@ -24,7 +24,7 @@ from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import BelowOne, Count, Natural, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.handover import TrainedModel, check_fit, load_model, model_kind, save_model
+from gptjax.stages.handover import TrainedModel, check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
@@ -78,19 +78,22 @@ class ClassifyConfig:
         check_batch(self.batch_size, self.mesh, self.accumulate)
 
 
+def check(config: ClassifyConfig) -> None:
+    """Raises ConfigError for a base that is not there or cannot read the rows."""
+    check_bases({"length": config.length}, {"base": (config.base, "language", "masked", "encoder")})
+
+
 def load_base(config: ClassifyConfig, mesh) -> tuple[TrainedModel, bool]:
     """The pretrained model, and whether it is a BERT.
 
     Raises:
-        ConfigError: it is neither a BERT nor a language model, or a BERT is to model language.
+        ConfigError: as `check`, or a BERT is to model language.
     """
+    check(config)
     base = load_model(config.base, mesh)
-    if (kind := model_kind(config.base)) not in ("language", "masked", "encoder"):
-        raise ConfigError(f"{config.base} holds a {kind} model: name the run folder of a pretraining")
     is_bert = isinstance(base.definition.config, EncoderConfig)
     if is_bert and config.lm_weight:
         raise ConfigError(f"{config.base} is a BERT, which models no next token: set lm_weight to 0")
-    check_fit({"length": config.length}, {config.base: base})
     return base, is_bert
 
 

@@ -78,7 +78,8 @@ class MaskedConfig:
         check_batch(self.batch_size, self.mesh, self.accumulate)
         if self.length > self.model.context_length:
             raise ValueError(
-                f"length = {self.length} is longer than model.context_length = {self.model.context_length}"
+                f"length = {self.length} is longer than model.context_length = {self.model.context_length}: "
+                "lower it, or raise model.context_length"
             )
 
 

@@ -28,7 +28,7 @@ from gptjax.models.transformer import DecoderConfig
 from gptjax.ranges import BelowOne, Count, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.handover import TrainedModel, check_fit, load_model, model_kind, save_model
+from gptjax.stages.handover import TrainedModel, check_bases, load_model, model_kind, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.reward_data import check_sizes, encode, epoch_order, over_batches, read_groups, rows_needed
 from gptjax.stages.reward_evaluation import bag_of_words_accuracy, evaluate
@@ -97,6 +97,11 @@ class RewardConfig:
             )
 
 
+def check(config: RewardConfig) -> None:
+    """Raises ConfigError for a base that is not there or cannot read the rows."""
+    check_bases({"length": config.length}, {"base": (config.base, "language", "scalar")})
+
+
 def completion_rewards(definition: ModelDefinition, params, batch, key=None) -> jax.Array:
     """The scalar at each completion's last token: float32 `[G, K]`."""
     scalars_RxL = definition.apply(
@@ -144,9 +149,9 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     if config.source == "ratings":
         require("sklearn")
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    check(config)
     goes_on = model_kind(config.base) == "scalar"
-    base = load_model(config.base, mesh, "scalar" if goes_on else "language")
-    check_fit({"length": config.length}, {config.base: base})
+    base = load_model(config.base, mesh)
     train_groups, heldout_groups = read_groups(config)
     if config.at_most is not None:
         read, train_groups = len(train_groups), train_groups[: config.at_most]

@@ -104,7 +104,7 @@ class TranslateConfig:
         if self.lengths[-1] > self.model.context_length:
             raise ValueError(
                 f"the last of lengths = {self.lengths[-1]} is longer than model.context_length = "
-                f"{self.model.context_length}"
+                f"{self.model.context_length}: lower it, or raise model.context_length"
             )
         for length in self.lengths:
             if self.batch_tokens % length:
