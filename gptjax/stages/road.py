@@ -218,6 +218,8 @@ def side_by_side(config: RoadConfig, models: dict[str, ChatModel]) -> list[dict]
     for found, count in zip(unseen_prompts(config), (4, 3), strict=True):
         fitting = (m for m in found if models["ppo"].prompt_length(m) <= config.ppo.prompt_length)
         prompts += itertools.islice(fitting, count)
+    if not prompts:
+        return []
     seeds = list(range(len(prompts)))
     replies = {name: model.replies(prompts, config.ppo.sampling, seeds) for name, model in models.items()}
     return [
