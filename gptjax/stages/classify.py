@@ -20,6 +20,7 @@ from gptjax.evaluation.batches import summed
 from gptjax.losses.transfer import auxiliary_loss, task_loss
 from gptjax.models.classifier import Classifier, ClassifierConfig
 from gptjax.models.encoder import EncoderConfig
+from gptjax.models.flops import classifier_flops_per_token
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import BelowOne, Count, Natural, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done
@@ -200,7 +201,7 @@ def run(config: ClassifyConfig, folder: Path) -> None:
         eval_every=config.eval_every,
         identity={"tokenizer": tokenizer.hash, "base": base.digest},
         tokens_per_step=tokens_per_step,
-        flops_per_token=None,
+        flops_per_token=classifier_flops_per_token(definition, config.length, bool(config.lm_weight)),
         devices=config.mesh.size,
         started=started,
     )

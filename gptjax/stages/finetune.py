@@ -145,8 +145,10 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
         eval_every=0,
         identity={"tokenizer": base.tokenizer.hash, "base": base.digest},
         tokens_per_step=tokens_per_step,
-        # Without the gradient of frozen weights a step takes fewer operations than the formula counts.
-        flops_per_token=None if adapters else matmul_flops_per_token(definition, config.length),
+        # The map with its adapter added takes the gradient, and the adapter its own from it.
+        flops_per_token=matmul_flops_per_token(
+            definition, config.length, trained=None if adapters is None else adapters.adapted_count
+        ),
         devices=config.mesh.size,
         started=started,
     )

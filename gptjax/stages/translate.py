@@ -30,6 +30,7 @@ from gptjax.generation.beam import BeamConfig
 from gptjax.generation.translator import Translator
 from gptjax.losses.lm import linear_cross_entropy
 from gptjax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from gptjax.models.flops import translation_flops_per_token
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import BelowOne, Count, Natural, Seed
 from gptjax.runs import mark_done, open_run, stage_done, write_jsonl_atomic
@@ -240,7 +241,7 @@ def run(config: TranslateConfig, folder: Path) -> None:
         eval_every=config.eval_every,
         identity=identity,
         tokens_per_step=config.batch_tokens,
-        flops_per_token=None,
+        flops_per_token=translation_flops_per_token(definition, batches.mean_length),
         devices=config.mesh.size,
         started=started,
         keep=max(2, config.average),
