@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import lineage
 import numpy as np
 import pytest
-from golden import check_golden
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.infilling import stack_examples
@@ -45,10 +44,8 @@ def test_parameter_counts_are_the_published_ones(config, count):
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_logits_are_the_stored_ones_of_numpy(name):
-    _, params, logits_of = glm_case.case(name)
-    scalar, logits = jax.jit(lineage.scalar_of(logits_of))(params)
-    check_golden(f"{name}_logits", lineage.sampled(logits, scalar))
+def test_logits_and_gradients_are_the_stored_ones_of_numpy(name):
+    lineage.check_case(name, glm_case.case(name))
 
 
 @pytest.mark.parametrize("name", ["glm", "glm130b"])

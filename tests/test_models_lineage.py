@@ -1,11 +1,12 @@
-"""The systems of the lineage against stored numbers of torch's implementations, and their published sizes.
+"""The systems of the lineage against stored numbers of other implementations, and their published sizes.
 
-The numbers come from torch's logits by `UPDATE_GOLDEN=1 pytest tests/parity/test_models_published.py`.
+The numbers are those of torch, transformers and numpy, by `UPDATE_GOLDEN=1 pytest tests/parity`.
 """
 
 import dataclasses
 import importlib
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ import lineage
 import numpy as np
 import pytest
 from documentation import table
-from golden import check_golden
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.generation.decode import decode, left_pad, request_keys
@@ -28,11 +28,15 @@ from gptjax.sharding.rules import parameter_shardings
 
 CASES = {
     "bert": lineage.bert_case,
+    "bert_erf": partial(lineage.bert_case, "gelu_erf"),
     "gpt1": lineage.gpt1_case,
+    "gpt2": lineage.gpt2_case,
+    "gpt3": lineage.gpt3_case,
+    "llama": lineage.llama_case,
+    "llama_grouped": partial(lineage.llama_case, kv_heads=2),
     "llama31": lineage.llama31_case,
     "transformer": lineage.transformer_case,
 }
-EVERY_CASE = CASES | {"gpt3": lineage.gpt3_case}
 # The formula of GPT-2 and GPT-3 is N (12 D^2 + 13 D) + (V + C) D + 2 D; GPT-1 has no final norm, no 2 D.
 DECODERS = [
     (gpt1, "117M", 116_534_784),
@@ -51,16 +55,14 @@ DECODERS = [
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_the_stored_ones_of_torch(name):
-    _, params, logits_of = CASES[name]()
-    scalar, logits = jax.jit(lineage.scalar_of(logits_of))(params)
-    check_golden(f"{name}_logits", lineage.sampled(logits, scalar))
+def test_logits_and_gradients_are_the_stored_ones(name):
+    lineage.check_case(name, CASES[name]())
 
 
-@pytest.mark.parametrize("name", EVERY_CASE)
+@pytest.mark.parametrize("name", ["bert", "gpt1", "gpt3", "llama31", "transformer"])
 def test_one_device_equals_eight(name):
     """Every parameter's axes have rules, and the logits do not depend on how the mesh splits them."""
-    definition, params, logits_of = EVERY_CASE[name]()
+    definition, params, logits_of = CASES[name]()
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     shardings = parameter_shardings(mesh, definition.abstract, definition.axes)
     placed = jax.tree.map(jax.device_put, params, shardings)
@@ -73,7 +75,7 @@ def test_one_device_equals_eight(name):
 
 @pytest.mark.parametrize("name", ["gpt1", "gpt3", "llama31"])
 def test_log_probs_of_sampling_with_a_cache_equal_teacher_forcing(name):
-    definition, params, _ = EVERY_CASE[name]()
+    definition, params, _ = CASES[name]()
     prompts, new = [[5, 6, 7], [1, 2, 3, 4, 8, 9]], 8
     tokens, mask = left_pad(prompts, 0, 6)
     settings = {"sampling": SamplingConfig(max_new_tokens=new), "stop_sequences": (), "pad_id": 0}
