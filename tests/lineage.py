@@ -149,8 +149,8 @@ def check_figures(name, logits, scalar, slopes):
     check_golden(f"{name}_gradients", slopes, size=None)
 
 
-def check_case(name, case):
-    """Our logits and gradients of a case against what is stored of another implementation's."""
+def figures(case):
+    """(logits, scalar, slopes of the gradient) of a case."""
     _, params, logits_of = case
     (scalar, logits), gradient = jax.jit(jax.value_and_grad(scalar_of(logits_of), has_aux=True))(params)
-    check_figures(name, logits, scalar, slopes(gradient))
+    return logits, scalar, slopes(gradient)

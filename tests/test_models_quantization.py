@@ -137,13 +137,24 @@ def test_a_part_of_a_quantised_matrix_is_refused():
         quantize_matrix(weight(4, 4), INT8)[0]
 
 
-@pytest.mark.parametrize("model", [*MODELS, *KINDS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_every_kind_the_linear_maps_are_quantised(kind):
+    abstract = KINDS[kind][0].abstract
+    small = jax.eval_shape(partial(quantize, config=INT4), abstract)
+    maps = linear_maps(abstract)
+    assert len(maps) == sum(MAPS[kind])
+    assert all(isinstance(leaf(small, path), QuantizedMatrix) for path in maps)
+    # Values, scales in place of a kernel; all other leaves are as many as before.
+    assert len(jax.tree.leaves(small)) == len(jax.tree.leaves(abstract)) + len(maps)
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_linear_maps_alone_are_quantised(model):
-    definition = MODELS[model] if model in MODELS else KINDS[model][0]
+    definition = MODELS[model]
     params = draw(definition.abstract)
     small = quantize(params, INT4)
     maps = set(linear_maps(params))
-    assert len(maps) == (sum(MAPS[model]) if model in KINDS else 7 if model == "llama" else 6)
+    assert len(maps) == (7 if model == "llama" else 6)
     for path, original in jax.tree_util.tree_leaves_with_path(params):
         names = tuple(key.key for key in path)
         if names in maps:
