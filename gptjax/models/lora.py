@@ -35,7 +35,8 @@ class LoraConfig:
         alpha: the change is scaled by alpha / r, so that another rank needs no other learning rate
             (section 4.1). The paper sets it to the first rank tried.
         targets: linear maps, each by its name or a run of names of its path: "query", "attention",
-            "mlp.up"; "all" takes every one. The default is the paper's (section 4.2).
+            "mlp.up"; "all" takes every one of the layers, and of the heads, whose outputs may be fewer than
+            the rank, none that is not named. The default is the paper's (section 4.2).
     """
 
     rank: Count = 8
@@ -61,7 +62,7 @@ def target_maps(params: Params, config: LoraConfig) -> list[tuple[str, ...]]:
     maps = linear_maps(params)
     chosen = set()
     for target in config.targets:
-        found = [path for path in maps if target == ALL or _names(target, path[:-1])]
+        found = [path for path in maps if (_in_a_layer(path) if target == ALL else _names(target, path[:-1]))]
         if not found:
             known = sorted({str(path[-2]) for path in maps})
             raise ConfigError(
@@ -187,6 +188,11 @@ def _add(params, adapters, scale, path):
             )
         changed[name] = _add(params[name], child, scale, (*path, name))
     return changed
+
+
+def _in_a_layer(path: tuple) -> bool:
+    """Whether a kernel is that of a layer; a head's linear map is a child of the model itself."""
+    return len(path) > 2
 
 
 def _names(target: str, path: tuple) -> bool:
