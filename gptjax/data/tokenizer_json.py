@@ -106,8 +106,8 @@ def read_bounded(path: Path) -> bytes:
 
 
 def merge_pairs(path: Path) -> list[str]:
-    """The lines of a `merges.txt`, "left right", the earliest first."""
-    lines = path.read_text("utf-8", errors="replace").split("\n")
+    """The lines of a `merges.txt`, "left right", the earliest first. Raises DataError as `read_bounded`."""
+    lines = read_bounded(path).decode("utf-8", errors="replace").split("\n")
     return [line for line in lines if line and not line.startswith("#version")]
 
 
