@@ -195,6 +195,7 @@ class Letters:
     """A tokenizer whose id i is the letter with code 64 + i."""
 
     pad_id = end_of_text_id = 36
+    bos_id = None
     hash = ""
 
     def token_bytes(self, id):
