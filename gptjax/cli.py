@@ -169,17 +169,22 @@ def _compare(options: argparse.Namespace) -> int:
 def _chat(options: argparse.Namespace) -> int:
     from gptjax.serving.terminal import Settings, chat
 
-    settings = Settings()
-    for name in ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "system"):
-        if getattr(options, name) is not None:
-            settings = settings.set(name, getattr(options, name))
+    def settings(**defaults) -> Settings:
+        found = Settings(**defaults)
+        for name in ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "system"):
+            if getattr(options, name) is not None:
+                found = found.set(name, getattr(options, name))
+        return found
+
+    settings()  # so that a bad option is refused before a model is read
     _check_folder(options.run)
     from gptjax.environment import use_compilation_cache
     from gptjax.models.quantization import WEIGHT_FORMATS
     from gptjax.serving.chat_model import load_chat_model
 
     use_compilation_cache()
-    chat(load_chat_model(options.run, WEIGHT_FORMATS.get(options.weights)), settings)
+    model = load_chat_model(options.run, WEIGHT_FORMATS.get(options.weights))
+    chat(model, settings(**model.sampling))
     return 0
 
 
