@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     take.add_argument(
         "--runs", type=Path, default=Path("runs"), help="the folder of all runs (default: runs)"
     )
+    for axis in ("fsdp", "tensor"):
+        words = "devices that share the parameters while they are read (default: 1, the host's memory)"
+        take.add_argument(f"--mesh.{axis}", dest=axis, type=int, default=1, metavar="N", help=words)
     take.set_defaults(command=_import)
 
     export = commands.add_parser("export", help="write a run's model for other programs")
@@ -214,10 +217,16 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
+    from gptjax.config import ConfigError
     from gptjax.interop.importing import import_model
+    from gptjax.sharding.mesh import MeshConfig
 
+    axes = {"fsdp": options.fsdp, "tensor": options.tensor}
+    if min(axes.values()) < 1:
+        raise ConfigError("--mesh.fsdp and --mesh.tensor are numbers of devices: 1 or more")
     name = options.name or options.source.absolute().name.removesuffix(".gguf")
-    folder = import_model(options.source, options.runs / name)
+    mesh = MeshConfig(**axes) if max(axes.values()) > 1 else None
+    folder = import_model(options.source, options.runs / name, mesh)
     print(f"imported into {folder}")
     return 0
 

@@ -17,6 +17,8 @@ from gptjax.interop.names import Entry, TensorSource, check_names, entries, read
 from gptjax.interop.tokenizer_files import read_tokenizer
 from gptjax.models.functional import ModelDefinition
 from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.sharding.mesh import MeshConfig, make_mesh
+from gptjax.sharding.rules import parameter_shardings
 from gptjax.stages.handover import KINDS, AnyTokenizer, save_model
 
 
@@ -54,18 +56,19 @@ class ForeignModel:
     notes: list[str] = field(default_factory=list)
 
 
-def import_model(source: str | Path, folder: str | Path) -> Path:
+def import_model(source: str | Path, folder: str | Path, mesh: MeshConfig | None = None) -> Path:
     """Reads a model and leaves it in a run folder, as a stage leaves its own.
 
     Args:
         source: a GGUF file, or a folder in Hugging Face's layout.
         folder: of the run.
+        mesh: devices that hold the parameters until they are written; None for the host's memory.
 
     Returns:
         the run folder.
 
     Raises:
-        ConfigError: there is no such source, or the folder holds another run.
+        ConfigError: there is no such source, the folder holds another run, or the mesh does not fit.
         DataError: the source is damaged, or a model that gptjax does not have.
     """
     begun, source, folder = time.monotonic(), Path(source), Path(folder)
@@ -73,6 +76,7 @@ def import_model(source: str | Path, folder: str | Path) -> Path:
     if stage_done(folder):
         return open_run(folder, config)
     model = open_foreign(source)
+    places = host_shardings(model.definition) if mesh is None else mesh_shardings(model.definition, mesh)
     open_run(folder, config)
     for note in model.notes:
         print(f"note: {source}: {note}")
@@ -91,6 +95,11 @@ def host_shardings(definition: ModelDefinition):
         device = jax.local_devices()[0]
     host = jax.sharding.SingleDeviceSharding(device)
     return jax.tree.map(lambda _: host, definition.abstract)
+
+
+def mesh_shardings(definition: ModelDefinition, mesh: MeshConfig):
+    """All parameters where the rules put them on a mesh."""
+    return parameter_shardings(make_mesh(mesh), definition.abstract, definition.axes)
 
 
 def open_foreign(source: Path) -> ForeignModel:
