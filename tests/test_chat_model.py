@@ -112,6 +112,13 @@ def test_a_model_s_own_stops_end_its_replies(chat, config, tokenizer, tmp_path):
     assert 0 < len(first) < 9 and said(load_chat_model(tmp_path)) == ""
 
 
+def test_a_model_is_asked_in_the_form_it_was_taught(config, tokenizer, tmp_path, monkeypatch):
+    params = jax.jit(ModelDefinition(LanguageModel, config).initialise)(jax.random.key(0))
+    save_model(tmp_path, "language", config, params, tokenizer, ChatForm(template="llama2"))
+    monkeypatch.setattr(TextEngine, "stream", lambda _, prompt, *settings: iter([tokenizer.decode(prompt)]))
+    assert said(load_chat_model(tmp_path)) == f"[INST] {QUESTION[0]['content']} [/INST]"
+
+
 def test_a_model_s_own_sampling_is_the_chat_s_default(config, tokenizer, tmp_path, monkeypatch, capsys):
     params = jax.jit(ModelDefinition(LanguageModel, config).initialise)(jax.random.key(0))
     form = ChatForm(sampling={"temperature": 0.6, "top_k": 20})
