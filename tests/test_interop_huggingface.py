@@ -155,6 +155,7 @@ def test_what_a_folder_says_of_replies(folder, values, stops, sampling):
         ({"eos_token_id": [0, -1]}, "eos_token_id has -1"),
         ({"eos_token_id": {"a": 1}}, "eos_token_id has {'a': 1}"),
         ({"eos_token_id": [True]}, "eos_token_id has True"),
+        ({"eos_token_id": list(range(65))}, "eos_token_id lists 65 tokens, more than 64"),
         ({"temperature": 0}, "temperature is 0, out of its range"),
         ({"temperature": 1e400}, "temperature is inf"),
         ({"top_p": 1.5}, "top_p is 1.5"),

@@ -7,6 +7,8 @@ from gptjax.data.quality import DataError
 from gptjax.interop.safetensors import read_json
 from gptjax.stages.handover import AnyTokenizer
 
+# Every one is looked for at every token; Llama 3's are three.
+MOST_STOPS = 64
 # Setting of the chat -> the kinds of numbers it may be, and whether one is in its range.
 SAMPLING = {
     "temperature": ((int, float), lambda value: 0 < value < math.inf),
@@ -26,12 +28,14 @@ def read_generation_config(folder: Path, ids: int) -> tuple[tuple[int, ...], dic
         the tokens that end a reply, and setting -> default; without defaults where `do_sample` is false.
 
     Raises:
-        DataError: a token that the model does not have, or a setting out of its range.
+        DataError: a token that the model does not have, too many, or a setting out of its range.
     """
     path = folder / "generation_config.json"
     values = read_json(path) if path.is_file() else {}
     stops = values.get("eos_token_id")
     stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+    if len(stops) > MOST_STOPS:
+        raise DataError(f"{path}: eos_token_id lists {len(stops)} tokens, more than {MOST_STOPS}")
     for id in stops:
         if type(id) is not int or not 0 <= id < ids:
             raise DataError(f"{path}: eos_token_id has {id!r}, but the model has the ids 0 to {ids - 1}")
