@@ -48,15 +48,13 @@ def run_once(run: str, tiny: str, source: str, size: int, length: int, config):
     from gptjax.stages.handover import load_model
     from gptjax.stages.language_loss import make_sum_loss
 
-    def loaded(folder):
-        model = load_model(folder, make_mesh(MeshConfig()), "language")
-        return model if config is None else replace(model, params=quantize(model.params, config))
-
     texts = first_bytes([d.text for d in read_documents(source, split="heldout")], size)
-    loaded(tiny)
+    load_model(tiny, make_mesh(MeshConfig()))
     gc.collect()
     before = status("VmRSS")
-    model = loaded(run)
+    model = load_model(run, make_mesh(MeshConfig()), "language")
+    if config is not None:
+        model = replace(model, params=quantize(model.params, config))
     gc.collect()
     held = status("VmRSS") - before
     length = min(length, model.definition.config.context_length)
