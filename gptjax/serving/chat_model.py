@@ -1,12 +1,16 @@
 """A model that answers messages: its form of dialogue around the text engine."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from gptjax.config import ConfigError
 from gptjax.data.chat import Messages
 from gptjax.data.chat_templates import ChatForm, check_can_chat, prompt_ids, stop_ids
+from gptjax.environment import return_freed_memory
 from gptjax.generation.engine import TextEngine, fitting_sampling
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.quantization import QuantizationConfig, quantize
@@ -78,7 +82,10 @@ def load_chat_model(
             model = load_model(folder, make_mesh(MeshConfig()))
             check_can_chat(model.tokenizer, model.chat.template)
             stop = [(id,) for id in stop_ids(model.tokenizer, model.chat)]
-            params = model.params if quantization is None else quantize(model.params, quantization)
-            engine = TextEngine(model.definition, params, model.tokenizer, stop)
+            if quantization is not None:
+                small = jax.block_until_ready(quantize(model.params, quantization))
+                model = replace(model, params=small)
+                return_freed_memory()
+            engine = TextEngine(model.definition, model.params, model.tokenizer, stop)
             return ChatModel(engine, model.chat)
     raise ConfigError(f"{run} holds no finished chat model yet: let its fine-tuning stage run to the end")
