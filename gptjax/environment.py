@@ -49,7 +49,7 @@ def describe_environment() -> dict:
 
 
 def return_freed_memory() -> None:
-    """Has the C library return to the system what has been freed; glibc keeps much of it, others have no call."""
+    """Has the C library return to the system what has been freed; glibc would keep much of it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
