@@ -140,6 +140,9 @@ def _add_exchange(commands) -> None:
     take.add_argument(
         "--runs", type=Path, default=Path("runs"), help="the folder of all runs (default: runs)"
     )
+    for axis in ("fsdp", "tensor"):
+        words = "devices that share the parameters while they are read (default: 1, the host's memory)"
+        take.add_argument(f"--mesh.{axis}", dest=axis, type=int, default=1, metavar="N", help=words)
     take.set_defaults(command=_import)
 
     export = commands.add_parser("export", help="write a run's model for other programs")
@@ -185,17 +188,22 @@ def _compare(options: argparse.Namespace) -> int:
 def _chat(options: argparse.Namespace) -> int:
     from gptjax.serving.terminal import Settings, chat
 
-    settings = Settings()
-    for name in ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "system"):
-        if getattr(options, name) is not None:
-            settings = settings.set(name, getattr(options, name))
+    def settings(**defaults) -> Settings:
+        found = Settings(**defaults)
+        for name in ("temperature", "top_k", "top_p", "max_new_tokens", "seed", "system"):
+            if getattr(options, name) is not None:
+                found = found.set(name, getattr(options, name))
+        return found
+
+    settings()  # so that a bad option is refused before a model is read
     _check_folder(options.run)
     from gptjax.environment import use_compilation_cache
     from gptjax.models.quantization import WEIGHT_FORMATS
     from gptjax.serving.chat_model import load_chat_model
 
     use_compilation_cache()
-    chat(load_chat_model(options.run, WEIGHT_FORMATS.get(options.weights)), settings)
+    model = load_chat_model(options.run, WEIGHT_FORMATS.get(options.weights))
+    chat(model, settings(**model.sampling))
     return 0
 
 
@@ -225,10 +233,16 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
+    from gptjax.config import ConfigError
     from gptjax.interop.importing import import_model
+    from gptjax.sharding.mesh import MeshConfig
 
+    axes = {"fsdp": options.fsdp, "tensor": options.tensor}
+    if min(axes.values()) < 1:
+        raise ConfigError("--mesh.fsdp and --mesh.tensor are numbers of devices: 1 or more")
     name = options.name or options.source.absolute().name.removesuffix(".gguf")
-    folder = import_model(options.source, options.runs / name)
+    mesh = MeshConfig(**axes) if max(axes.values()) > 1 else None
+    folder = import_model(options.source, options.runs / name, mesh)
     print(f"imported into {folder}")
     return 0
 

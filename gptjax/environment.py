@@ -1,5 +1,6 @@
 """What a run stands on: Python, packages, devices, the git revision; and whether an accelerator lies idle."""
 
+import ctypes
 import glob
 import importlib.metadata
 import os
@@ -45,6 +46,13 @@ def describe_environment() -> dict:
         "warnings": warnings(jax.default_backend(), accelerators_present(), installed_packages()),
         "packages": installed_packages(),
     }
+
+
+def return_freed_memory() -> None:
+    """Has the C library return to the system what has been freed; glibc would keep much of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def find_devices() -> list:

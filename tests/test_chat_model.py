@@ -1,19 +1,25 @@
 """The model behind a chat: which one a run has, and what it streams."""
 
 import dataclasses
+import io
+import json
+import sys
 
 import jax
 import pytest
 
+from gptjax import cli, environment
 from gptjax.config import ConfigError
 from gptjax.data.chat import render_prompt
+from gptjax.data.chat_templates import ChatForm
 from gptjax.generation.engine import TextEngine
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel, ScalarModel
 from gptjax.models.transformer import DecoderConfig
 from gptjax.serving.chat_model import load_chat_model
-from gptjax.stages.handover import save_model
+from gptjax.sharding.mesh import MeshConfig, make_mesh
+from gptjax.stages.handover import load_model, save_model
 
 CONTEXT = 64
 QUESTION = [{"role": "user", "content": "What is a naïve ☃?"}]
@@ -90,11 +96,47 @@ def test_a_dialogue_longer_than_the_context_is_refused_in_a_sentence(chat):
 
 def test_a_model_gets_the_system_message_it_expects_unless_there_is_another(config, tokenizer, tmp_path):
     params = jax.jit(ModelDefinition(LanguageModel, config).initialise)(jax.random.key(0))
-    save_model(tmp_path, "language", config, params, tokenizer, "Be terse.")
+    save_model(tmp_path, "language", config, params, tokenizer, ChatForm("Be terse."))
     chat, own = load_chat_model(tmp_path), [{"role": "system", "content": "Sing."}, *QUESTION]
     expected = render_prompt([{"role": "system", "content": "Be terse."}, *QUESTION], tokenizer)
     assert chat.prompt_length(QUESTION) == len(expected)
     assert chat.prompt_length(own) == len(render_prompt(own, tokenizer)) != len(expected)
+
+
+def test_a_model_s_own_stops_end_its_replies(chat, config, tokenizer, tmp_path):
+    reply = said(chat).encode()
+    written = {id: tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)}
+    first = [id for id, piece in written.items() if piece and reply.startswith(piece)]
+    params = jax.jit(ModelDefinition(LanguageModel, config).initialise)(jax.random.key(0))
+    save_model(tmp_path, "language", config, params, tokenizer, ChatForm(stop_ids=tuple(first)))
+    assert 0 < len(first) < 9 and said(load_chat_model(tmp_path)) == ""
+
+
+def test_a_model_is_asked_in_the_form_it_was_taught(config, tokenizer, tmp_path, monkeypatch):
+    params = jax.jit(ModelDefinition(LanguageModel, config).initialise)(jax.random.key(0))
+    save_model(tmp_path, "language", config, params, tokenizer, ChatForm(template="llama2"))
+    monkeypatch.setattr(TextEngine, "stream", lambda _, prompt, *settings: iter([tokenizer.decode(prompt)]))
+    assert said(load_chat_model(tmp_path)) == f"[INST] {QUESTION[0]['content']} [/INST]"
+
+
+def test_a_model_s_own_sampling_is_the_chat_s_default(config, tokenizer, tmp_path, monkeypatch, capsys):
+    params = jax.jit(ModelDefinition(LanguageModel, config).initialise)(jax.random.key(0))
+    form = ChatForm(sampling={"temperature": 0.6, "top_k": 20})
+    save_model(tmp_path, "language", config, params, tokenizer, form)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(environment, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/set\n/quit\n"))
+    assert cli.main(["chat", str(tmp_path), "--top-k", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "temperature = 0.6\ntop_k = 5\ntop_p = 0.95\n" in said
+
+
+def test_a_run_from_before_there_were_forms_of_dialogue_is_read(config, tokenizer, tmp_path):
+    saved(LanguageModel, config, tokenizer, tmp_path)
+    facts = json.loads((tmp_path / "model" / "model.json").read_text())
+    del facts["chat"]
+    (tmp_path / "model" / "model.json").write_text(json.dumps(facts | {"system_message": "Be terse."}))
+    assert load_model(tmp_path, make_mesh(MeshConfig())).chat == ChatForm("Be terse.")
 
 
 def test_a_run_without_a_chat_model_is_refused(tmp_path):

@@ -128,6 +128,29 @@ def test_lone_surrogates_are_refused(byte_level):
         byte_level.encode("abc\ud800")
 
 
+def test_a_piece_that_the_file_puts_before_a_text(byte_level):
+    assert byte_level.bos_id is None
+    every = ["<|end_of_text|>", *byte_characters(), "<|begin_of_text|>"]
+    kinds, begin = [3, *[1] * 256, 3], len(every) - 1
+    begun = ByteLevelTokenizer.from_pieces(every, kinds, [], "llama-bpe", begin)
+    assert begun.bos_id == begin not in begun.encode("<|begin_of_text|>")
+    library = tokenizers.Tokenizer.from_str(begun.content.decode())
+    assert library.encode("ab").ids == [begin, *begun.encode("ab")]
+    description = json.loads(begun.content)
+    step = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    both = {"type": "Sequence", "processors": [step, description["post_processor"]]}
+    assert ByteLevelTokenizer(json.dumps(description | {"post_processor": both}).encode()).bos_id == begin
+    odd = [step, "x", {"type": "Sequence", "processors": 3}, {"type": "TemplateProcessing", "single": []}]
+    odd += [{"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": [1]}}]}]
+    odd += [{"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}]
+    for processor in odd:
+        plain = ByteLevelTokenizer(json.dumps(description | {"post_processor": processor}).encode())
+        assert plain.bos_id is None
+    for bad in (1, 1000, -1):
+        with pytest.raises(DataError, match=f"begins a text with the id {bad}, which is no control piece"):
+            ByteLevelTokenizer.from_pieces(every, kinds, [], "llama-bpe", bad)
+
+
 def test_a_tokenizer_without_chatml_cannot_frame_messages():
     every = ["<|endoftext|>", *byte_characters()]
     tokenizer = ByteLevelTokenizer.from_pieces(every, None, [], "gpt-2")

@@ -67,8 +67,17 @@ def test_added_pieces_are_special_and_follow(llama_like):
         published(llama_like, {"<pad>": "600"})
 
 
+def test_a_piece_stands_before_a_text_unless_the_model_is_told_otherwise(llama_like):
+    begun = published(llama_like)
+    assert begun.bos_id == begun.specials["<s>"] == 1 not in begun.encode("<s> Hello")
+    without = published(llama_like, begins=False)
+    assert without.bos_id is None and SentencePieceTokenizer(without.model).bos_id is None
+    assert without.encode("Hello") == begun.encode("Hello") and without.specials == begun.specials
+
+
 def test_our_own_model_stays_ours(tokenizer):
-    assert isinstance(published(tokenizer.model), Tokenizer)
+    assert isinstance(published(tokenizer.model), Tokenizer) and tokenizer.bos_id is None
+    assert published(tokenizer.model, begins=False).hash == tokenizer.hash
 
 
 def test_the_lists_of_gguf_are_the_same_tokenizer(llama_like):
@@ -77,7 +86,10 @@ def test_the_lists_of_gguf_are_the_same_tokenizer(llama_like):
     unused = (["[PAD600]"], [0.0], [5])
     lists = [all + more for all, more in zip((pieces, scores, kinds), unused, strict=True)]
     tokenizer = from_lists(*lists, prefix=True, end_of_text=2)
-    assert tokenizer.vocab_size == 600 and tokenizer.end_of_text_id == 2
+    assert tokenizer.vocab_size == 600 and tokenizer.end_of_text_id == 2 and tokenizer.bos_id is None
+    assert from_lists(*lists, prefix=True, end_of_text=2, begin=1).bos_id == 1
+    with pytest.raises(DataError, match="begins a text with the id 5, which is no control piece"):
+        from_lists(*lists, prefix=True, end_of_text=2, begin=5)
     for text in TEXTS:
         assert tokenizer.encode(text) == SentencePieceTokenizer(llama_like).encode(text)
     without = from_lists(*lists, prefix=False, end_of_text=2)

@@ -15,12 +15,14 @@ from gptjax.evaluation.perplexity import (
     heldout_rows,
     mean_loss,
 )
+from gptjax.evaluation.zero_shot import completion_row
 
 
 class Bytes:
     """A tokenizer with one token a byte."""
 
-    end_of_text_id = 256
+    pad_id = end_of_text_id = 256
+    bos_id = None
 
     def encode(self, text):
         return list(text.encode())
@@ -31,6 +33,17 @@ def test_rows_by_hand():
     np.testing.assert_array_equal(rows["tokens"], [[256, 97, 98], [256, 99, 256]])
     np.testing.assert_array_equal(rows["targets"], [[97, 98, 256], [99, 256, 0]])
     np.testing.assert_array_equal(rows["loss_mask"], [[1, 1, 0], [1, 0, 0]])
+
+
+def test_a_piece_that_begins_texts_stands_before_each():
+    begun = Bytes()
+    begun.bos_id = 257
+    rows = heldout_rows(["ab", "c"], begun, 3)
+    np.testing.assert_array_equal(rows["tokens"], [[257, 97, 98], [257, 99, 257]])
+    np.testing.assert_array_equal(rows["loss_mask"], [[1, 1, 0], [1, 0, 0]])
+    row = completion_row("a", "b", begun, 4)
+    np.testing.assert_array_equal(row["tokens"], [257, 97, 98, 256])
+    np.testing.assert_array_equal(row["loss_mask"], [0, 1, 0, 0])
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 10_000])

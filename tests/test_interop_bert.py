@@ -76,6 +76,7 @@ def test_gpt1_out_and_in_again_is_the_same_model(tmp_path, byte_level):
     own_run(tmp_path / "run", gpt1("117M", vocab_size=320, **SHAPE), byte_level)
     list(export_model(tmp_path / "run", tmp_path / "out"))
     assert json.loads((tmp_path / "out/config.json").read_text())["model_type"] == "openai-gpt"
+    assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == [0, 2]
     assert loaded(import_model(tmp_path / "out", tmp_path / "in")).digest == loaded(tmp_path / "run").digest
 
 

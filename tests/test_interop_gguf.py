@@ -11,8 +11,9 @@ import pytest
 from gptjax.data.byte_level import byte_characters
 from gptjax.data.quality import DataError
 from gptjax.errors import UserError
+from gptjax.interop.chat_template_texts import system_message
 from gptjax.interop.gguf import GgufFile
-from gptjax.interop.importing import import_model, open_foreign, system_message
+from gptjax.interop.importing import import_model, open_foreign
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
 from gptjax.sharding.mesh import MeshConfig, make_mesh
@@ -143,7 +144,7 @@ def test_gpt2_takes_query_key_and_value_apart(tmp_path):
 def test_the_run_has_its_tokenizer_and_its_system_message(tmp_path):
     run = loaded(import_model(gguf_file.write(tmp_path / "m.gguf", LLAMA, llama_tensors()), tmp_path / "run"))
     assert run.tokenizer.encode("ab") == [VOCAB - 1] and run.tokenizer.im_end_id == 2
-    assert run.system_message == "You are terse"
+    assert run.chat.system_message == "You are terse" and run.chat.template == "chatml"
     assert system_message("{% anything %}") == ""
 
 
@@ -214,9 +215,39 @@ def test_a_sentencepiece_model_of_the_metadata(tmp_path):
     assert tokenizer.decode(tokenizer.encode("é 漢")) == "é 漢" and tokenizer.end_of_text_id == 2
 
 
+def test_the_piece_before_a_text_is_that_of_the_metadata(tmp_path):
+    def begins(metadata):
+        path = gguf_file.write(tmp_path / "m.gguf", metadata, llama_tensors())
+        return open_foreign(path).tokenizer.bos_id
+
+    assert begins(sentencepiece(bos_token_id=1)) == 1
+    assert begins(sentencepiece(bos_token_id=1, add_bos_token=False)) is None
+    special = {"tokenizer.ggml.bos_token_id": 1}
+    assert begins(LLAMA | special) is None
+    assert begins(LLAMA | special | {"tokenizer.ggml.add_bos_token": True}) == 1
+    assert begins(LLAMA | special | {"tokenizer.ggml.pre": "llama-bpe"}) == 1
+
+
+def test_what_ends_a_reply_is_read(tmp_path):
+    ids = {f"tokenizer.ggml.{name}_token_id": id for name, id in (("eos", 2), ("eot", 0), ("eom", 2))}
+    assert open_foreign(gguf_file.write(tmp_path / "m.gguf", LLAMA | ids, llama_tensors())).chat.stop_ids == (
+        2,
+        0,
+    )
+    for bad in (VOCAB, "</s>"):
+        path = gguf_file.write(
+            tmp_path / "m.gguf", LLAMA | {"tokenizer.ggml.eot_token_id": bad}, llama_tensors()
+        )
+        with pytest.raises(DataError, match="eot_token_id' is"):
+            open_foreign(path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"bos_token_id": 5},
+        {"bos_token_id": "<s>"},
+        {"bos_token_id": 1, "add_bos_token": "yes"},
         {"scores": [0] * 5},
         {"scores": "none"},
         {"token_type": [1] * VOCAB},

@@ -7,6 +7,7 @@ from test_interop_huggingface import CONFIGS, own_run
 
 from gptjax import cli
 from gptjax.config import ConfigError
+from gptjax.data.chat_templates import ChatForm
 from gptjax.data.sentencepieces import SentencePieceTokenizer
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.interop.gguf import GgufFile
@@ -35,10 +36,10 @@ def loaded(folder):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_out_and_in_again_is_the_same_model(tmp_path, byte_level, family):
-    own_run(tmp_path / "run", config(family), byte_level, system="Be brief")
+    own_run(tmp_path / "run", config(family), byte_level, chat=ChatForm("Be brief"))
     list(export_gguf(tmp_path / "run", tmp_path / "m.gguf"))
     before, after = loaded(tmp_path / "run"), loaded(import_model(tmp_path / "m.gguf", tmp_path / "again"))
-    assert after.digest == before.digest and after.system_message == "Be brief"
+    assert after.digest == before.digest and after.chat.system_message == "Be brief"
     assert after.tokenizer.vocab_size == 320  # the model's other 13 ids are unused pieces in the file
     for text in TEXTS:
         assert after.tokenizer.encode(text) == before.tokenizer.encode(text)

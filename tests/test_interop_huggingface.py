@@ -1,6 +1,7 @@
 """Hugging Face folders: out and in again, sharded or not; damaged and hostile files are refused."""
 
 import json
+import re
 import shutil
 import struct
 
@@ -8,13 +9,17 @@ import jax
 import numpy as np
 import pytest
 
+from gptjax import cli
 from gptjax.config import ConfigError, to_json
+from gptjax.data.chat_templates import PLAIN, ChatForm
 from gptjax.data.quality import DataError
 from gptjax.errors import UserError
+from gptjax.interop.chat_template_texts import chat_template, system_message
 from gptjax.interop.exporting import export_model, family_of
-from gptjax.interop.importing import import_model, open_foreign, system_message
+from gptjax.interop.importing import import_model, mesh_shardings, open_foreign
+from gptjax.interop.names import read_parameters
 from gptjax.interop.safetensors import SafetensorsFolder, read_header, write_safetensors
-from gptjax.interop.tokenizer_files import chat_template, read_tokenizer
+from gptjax.interop.tokenizer_files import read_tokenizer
 from gptjax.models.families import gpt3, transformer
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.transformer import DecoderConfig
@@ -29,13 +34,13 @@ LLAMA = {"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "bias
 CONFIGS = {"gpt2": DecoderConfig(**SHAPE), "llama": DecoderConfig(**SHAPE, **LLAMA, kv_heads=2, tied=False)}
 
 
-def own_run(folder, config, tokenizer, kind="language", system=""):
+def own_run(folder, config, tokenizer, kind="language", chat=PLAIN):
     """A run with random weights; its parameters."""
     rng, definition = np.random.default_rng(1), ModelDefinition(KINDS[kind], config)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), definition.abstract)
     folder.mkdir()
     write_json_atomic(folder / "config.json", to_json(config))
-    save_model(folder, kind, config, params, tokenizer, system)
+    save_model(folder, kind, config, params, tokenizer, chat)
     return params
 
 
@@ -75,11 +80,93 @@ def test_our_own_tokenizer_comes_back(tokenizer, tmp_path):
 
 
 def test_the_system_message_goes_out_and_in(byte_level, tmp_path):
-    own_run(tmp_path / "run", CONFIGS["llama"], byte_level, system="Answer in rhymes")
+    own_run(tmp_path / "run", CONFIGS["llama"], byte_level, chat=ChatForm("Answer in rhymes"))
     list(export_model(tmp_path / "run", tmp_path / "out"))
     again = load_model(import_model(tmp_path / "out", tmp_path / "again"), make_mesh(MeshConfig()))
-    assert again.system_message == "Answer in rhymes"
-    assert system_message(chat_template("")) == ""
+    assert again.chat.system_message == "Answer in rhymes"
+    assert system_message(chat_template(ChatForm())) == ""
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
+def test_every_tensor_goes_straight_into_its_parts(exported, monkeypatch, mesh):
+    """On 8 devices each array lies as the rules say, and no device holds a whole tensor that they split."""
+    before = load_model(exported / "run-llama", make_mesh(MeshConfig()))
+    model, placed = open_foreign(exported / "llama"), []
+    put, places = jax.device_put, mesh_shardings(model.definition, MeshConfig(**mesh))
+    monkeypatch.setattr(jax, "device_put", lambda x, place: placed.append(put(x, place)) or placed[-1])
+    found = read_parameters(model.tensors, model.wanted, model.definition, places)
+    for leaf, place, whole in zip(*map(jax.tree.leaves, (found, places, before.params)), strict=True):
+        assert leaf.sharding == place
+        np.testing.assert_array_equal(leaf, whole)
+    matrices = [array for array in placed if array.ndim == 2]
+    assert len(matrices) == 2 + 7 * CONFIGS["llama"].layers
+    for array in matrices:  # the parts that the devices got are of the tensor, and as small as they can be
+        assert array.addressable_shards[0].data.size * MeshConfig(**mesh).size == array.size
+
+
+def test_an_import_over_a_mesh_is_the_same_run(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = str(exported / "llama")
+    assert cli.main(["import", source, "--mesh.fsdp", "8", "--name", "split"]) == 0
+    split = load_model("runs/split", make_mesh(MeshConfig()))
+    assert split.digest == load_model(exported / "run-llama", make_mesh(MeshConfig())).digest
+    for words, sentence in (
+        (["--mesh.fsdp", "0"], "1 or more"),
+        (["--mesh.tensor", "3"], "does not divide over mesh.tensor = 3"),
+        (["--mesh.fsdp", "16"], "needs 16 devices"),
+    ):
+        assert cli.main(["import", source, *words, "--name", "other"]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def write_generation(folder, **values):
+    (folder / "generation_config.json").write_text(json.dumps(values))
+
+
+def test_what_ends_a_reply_and_how_it_is_drawn_comes_in_and_goes_out(folder, tmp_path):
+    write_generation(folder, eos_token_id=[7, 9], do_sample=True, temperature=0.6, top_p=0.9, top_k=None)
+    run = import_model(folder, tmp_path / "run")
+    form = load_model(run, make_mesh(MeshConfig())).chat
+    assert form.stop_ids == (7, 9) and form.sampling == {"temperature": 0.6, "top_p": 0.9}
+    list(export_model(run, tmp_path / "out"))
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [0, 2, 7, 9]  # the end of a text and <|im_end|> as well
+    assert (written["do_sample"], written["temperature"], written["top_p"]) == (True, 0.6, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("values", "stops", "sampling"),
+    [
+        ({"eos_token_id": 5}, (5,), {}),
+        ({"eos_token_id": None, "top_k": 20}, (), {"top_k": 20}),
+        ({"do_sample": False, "temperature": 1.0}, (), {}),
+    ],
+)
+def test_what_a_folder_says_of_replies(folder, values, stops, sampling):
+    write_generation(folder, **values)
+    form = open_foreign(folder).chat
+    assert (form.stop_ids, form.sampling) == (stops, sampling)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"eos_token_id": 320}, "eos_token_id has 320, but the model has the ids 0 to 319"),
+        ({"eos_token_id": [0, -1]}, "eos_token_id has -1"),
+        ({"eos_token_id": {"a": 1}}, "eos_token_id has {'a': 1}"),
+        ({"eos_token_id": [True]}, "eos_token_id has True"),
+        ({"eos_token_id": list(range(65))}, "eos_token_id lists 65 tokens, more than 64"),
+        ({"temperature": 0}, "temperature is 0, out of its range"),
+        ({"temperature": 1e400}, "temperature is inf"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
+        ({"top_k": "all"}, "top_k is 'all'"),
+    ],
+)
+def test_replies_that_cannot_be_are_refused(folder, values, sentence):
+    write_generation(folder, **values)
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        open_foreign(folder)
 
 
 def shard(folder):
@@ -205,6 +292,34 @@ def test_hostile_safetensors_are_refused(tmp_path, name):
     path = raw_file(tmp_path, *HOSTILE[name])
     with pytest.raises(DataError, match="model.safetensors"):
         read_header(path)
+
+
+# Files that are read whole -> what must not be there for them to be read.
+READ_WHOLE = {
+    "config.json": [],
+    "generation_config.json": [],
+    "model.safetensors.index.json": ["model.safetensors"],
+    "tokenizer_config.json": [],
+    "chat_template.jinja": [],
+    "tokenizer.json": [],
+    "tokenizer.model": ["tokenizer.json"],
+    "vocab.txt": ["tokenizer.json"],
+    "vocab.json": ["tokenizer.json"],
+    "merges.txt": ["tokenizer.json"],
+}
+
+
+@pytest.mark.parametrize("name", READ_WHOLE)
+def test_a_file_without_end_is_not_read(folder, name):
+    """A terabyte of holes takes no space on the disk; read whole, it would fill the memory."""
+    (folder / "vocab.json").write_text('{"<|endoftext|>": 0}')
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    for other in READ_WHOLE[name]:
+        (folder / other).unlink()
+    with (folder / name).open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match=rf"{name} has 1099511627776 bytes, more than"):
+        open_foreign(folder)
 
 
 def test_every_truncation_is_refused(folder):

@@ -3,8 +3,14 @@
 The expected values are those published with the model's weights, computed by another implementation.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from documentation import ROOT, blocks
 from wheels import fetched
 
 from gptjax.evaluation.embeddings import embed
@@ -44,6 +50,18 @@ def test_embeddings(model):
     np.testing.assert_allclose(found[0, :5], first, rtol=0, atol=1e-6)
     np.testing.assert_allclose(found[0] @ found[1:].T, [0.7553, -0.1050], rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
+
+
+def test_the_page_s_commands_print_these_cosines(folder, tmp_path):
+    (script,) = blocks("docs/interop.md", "sh")
+    # pip takes the wheel that has been fetched.
+    found = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder.parents[1]), "JAX_PLATFORMS": "cpu"}
+    found |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    words = ["bash", "-e", "-c", script]
+    ran = subprocess.run(words, cwd=tmp_path, env=os.environ | found, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    cosines = [float(word) for word in ran.stdout.splitlines()[-1].split()]
+    np.testing.assert_allclose(cosines, [0.7553, -0.1050], rtol=0, atol=TOLERANCE)
 
 
 def test_an_embedding_depends_on_its_text_alone(model):

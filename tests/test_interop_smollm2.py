@@ -82,7 +82,7 @@ def test_loss_with_the_wrong_pairs_of_channels(model):
 
 
 def test_greedy_reply(model, run):
-    messages = [{"role": "system", "content": model.system_message}, *QUESTION]
+    messages = [{"role": "system", "content": model.chat.system_message}, *QUESTION]
     prompt = render_prompt(messages, model.tokenizer)
     tokens, mask = left_pad([prompt], model.tokenizer.pad_id, len(prompt))
     sampling = SamplingConfig(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=12)
@@ -97,22 +97,27 @@ def test_greedy_reply(model, run):
 MEASURE = """
 import sys
 from pathlib import Path
-from gptjax.interop.importing import host_shardings, open_foreign, read_parameters
+import jax
+from gptjax.interop.importing import host_shardings, mesh_shardings, open_foreign, read_parameters
+from gptjax.sharding.mesh import MeshConfig
 import gguf  # what dequantises is loaded before the measurement
-model = open_foreign(Path(sys.argv[1]))
+jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
+model, mesh = open_foreign(Path(sys.argv[1])), MeshConfig(fsdp=int(sys.argv[2]))
+places = mesh_shardings(model.definition, mesh) if mesh.size > 1 else host_shardings(model.definition)
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 open("/proc/self/clear_refs", "w").write("5")
 before = peak()
-params = read_parameters(model.tensors, model.wanted, model.definition, host_shardings(model.definition))
+params = read_parameters(model.tensors, model.wanted, model.definition, places)
 print(peak() - before)
 """
 
 
-def test_memory_stays_below_the_model_and_its_largest_tensor(gguf, model):
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(gguf)], capture_output=True, text=True, check=True
-    )
+@pytest.mark.parametrize("devices", [1, 8])
+def test_memory_stays_below_the_model_and_its_largest_tensor(gguf, model, devices):
+    """Also where the host stands for 8 devices that share the parameters."""
+    words = [sys.executable, "-c", MEASURE, str(gguf), str(devices)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
     size, largest = 4 * model.definition.parameter_count, 4 * 49_152 * 576
     assert int(done.stdout) < size + largest
 
@@ -129,5 +134,5 @@ def test_transformers_reads_the_export(model, run, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert tokenizer.encode(TEXT) == IDS
     rendered = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
-    messages = [{"role": "system", "content": model.system_message}, *QUESTION]
+    messages = [{"role": "system", "content": model.chat.system_message}, *QUESTION]
     assert rendered == render_prompt(messages, model.tokenizer)

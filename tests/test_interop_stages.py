@@ -40,7 +40,8 @@ def test_in_chat_and_out_by_the_command_line(workplace, monkeypatch, capsys):
     assert "exported elsewhere/tiny (llama, 78,400 parameters) into out" in capsys.readouterr().out
     assert cli.main(["import", "out", "--name", "back"]) == 0
     first, back = (load_model(run, make_mesh(MeshConfig())) for run in ("elsewhere/tiny", "runs/back"))
-    assert first.digest == back.digest and first.system_message == back.system_message == "You are terse"
+    assert first.digest == back.digest
+    assert first.chat.system_message == back.chat.system_message == "You are terse"
 
 
 @pytest.mark.parametrize(
@@ -61,8 +62,11 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(workplace, capsys, words, co
 def test_another_chat_template_is_said_so(workplace, capsys):
     template = {"tokenizer.chat_template": "{{ '[INST]' + messages[0]['content'] }}"}
     path = gguf_file.write(workplace / "inst.gguf", LLAMA | template, llama_tensors())
-    assert load_model(import_model(path, "run"), make_mesh(MeshConfig())).system_message == ""
-    assert "taught another chat template than ChatML" in capsys.readouterr().out
+    assert load_model(import_model(path, "run"), make_mesh(MeshConfig())).chat.system_message == ""
+    said = capsys.readouterr().out
+    assert (
+        "its chat template is none of those that gptjax has" in said and "in ChatML, which it was not" in said
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")

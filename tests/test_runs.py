@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from gptjax.environment import (
     accelerators_present,
     describe_environment,
     idle_devices,
+    return_freed_memory,
     run_header,
     warnings,
 )
@@ -147,3 +150,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file/run cannot be made .*: choose another --runs or --name"):
         open_run(tmp_path / "file" / "run", Settings())
+
+
+def test_freed_memory_is_returned_to_the_system():
+    def resident():
+        return os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
+
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc keeps freed memory, and gives it back when asked")
+    pieces = [bytes(100_000) for _ in range(2000)]  # too small for mappings of their own
+    del pieces[:-1]  # the last lies above the others
+    before = resident()
+    return_freed_memory()
+    assert before - resident() > 100e6

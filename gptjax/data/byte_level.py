@@ -14,6 +14,7 @@ from pathlib import Path
 from gptjax.data.quality import DataError
 from gptjax.data.tokenizer_json import (
     CONTROL,
+    beginning_piece,
     check_merges,
     checked_vocab,
     merge_pairs,
@@ -41,6 +42,7 @@ class ByteLevelTokenizer:
         vocab_size: one more than the highest id.
         hash: sha256 of `tokenizer.json`, in hexadecimal; two tokenizers with one hash are the same.
         end_of_text_id, pad_id: the latter is the former where there is no piece for padding.
+        bos_id: of the piece that the file puts before a text, as LLaMA 3's does; None where it puts none.
         im_start_id, im_end_id: of ChatML; asking for them raises DataError where there are none.
     """
 
@@ -55,7 +57,7 @@ class ByteLevelTokenizer:
         require("tokenizers")
         self.content = content
         self.hash = hashlib.sha256(content).hexdigest()
-        description = parse(content)
+        description = self._parsed(content)
         vocab, added = checked_vocab(description)
         self.specials = {
             piece: id for piece, id in vocab.items() if piece in ALWAYS_SPECIAL or added.get(piece) is True
@@ -66,13 +68,13 @@ class ByteLevelTokenizer:
             raise DataError(
                 f"the tokenizer has no piece for the end of a text, one of {', '.join(END_OF_TEXT)}"
             )
-        self.end_of_text_id = ends[0]
+        self.end_of_text_id, self.bos_id = ends[0], self.specials.get(beginning_piece(description))
         self.pad_id = next((self.specials[p] for p in PADDING if p in self.specials), self.end_of_text_id)
         plain = {piece for piece, special in added.items() if piece not in self.specials and not special}
         self._bytes = [b""] * self.vocab_size
         for piece, id in vocab.items():
             if piece not in self.specials:
-                self._bytes[id] = piece.encode() if piece in plain else _piece_bytes(piece)
+                self._bytes[id] = piece.encode() if piece in plain else self._piece_bytes(piece)
         present = {piece[0] for piece in self._bytes if len(piece) == 1}
         absent = "".join(f"\\x{byte:02x}" for byte in range(256) if byte not in present)
         self._absent = re.compile(f"[{absent}]".encode()) if absent else None
@@ -81,7 +83,12 @@ class ByteLevelTokenizer:
 
     @classmethod
     def from_pieces(
-        cls, pieces: list[str], kinds: list[int] | None, merges: list[str], cut: str
+        cls,
+        pieces: list[str],
+        kinds: list[int] | None,
+        merges: list[str],
+        cut: str,
+        begin: int | None = None,
     ) -> "ByteLevelTokenizer":
         """A tokenizer of the lists that GGUF holds.
 
@@ -90,10 +97,11 @@ class ByteLevelTokenizer:
             kinds: of each piece, 3 for a control piece and 4 for one that is taken from the text as it is.
             merges: "left right", the earliest first.
             cut: the name of the rule by which text is cut before it is merged, a key of CUTS.
+            begin: the control piece that stands before a text; None for none.
 
         Raises DataError when they do not fit together.
         """
-        return cls(tokenizer_json(pieces, kinds, merges, cut))
+        return cls(tokenizer_json(pieces, kinds, merges, cut, begin))
 
     @classmethod
     def load(cls, path: str | Path) -> "ByteLevelTokenizer":
@@ -151,6 +159,15 @@ class ByteLevelTokenizer:
         """
         return self._bytes[id] if id < self.vocab_size else b""
 
+    def _parsed(self, content: bytes) -> dict:
+        return parse(content)
+
+    def _piece_bytes(self, piece: str) -> bytes:
+        characters = byte_characters()
+        if all(character in characters for character in piece):
+            return bytes(characters[character] for character in piece)
+        return piece.encode("utf-8", errors="replace")
+
     def _chatml(self, piece: str) -> int:
         if piece not in self.specials:
             raise DataError(
@@ -179,13 +196,6 @@ def byte_characters() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-def _piece_bytes(piece: str) -> bytes:
-    characters = byte_characters()
-    if all(character in characters for character in piece):
-        return bytes(characters[character] for character in piece)
-    return piece.encode("utf-8", errors="replace")
-
-
 def _backend(description: dict, vocab: dict[str, int], specials: dict[str, int], plain: set[str]):
     """The library's tokenizer, in which no special piece can be reached.
 
@@ -196,13 +206,15 @@ def _backend(description: dict, vocab: dict[str, int], specials: dict[str, int],
 
     hidden = {piece: f"\ue000{id}" for piece, id in specials.items()}
     entry = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    model = description["model"] | {"vocab": {hidden.get(piece, piece): id for piece, id in vocab.items()}}
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
     body = {
         "version": "1.0",
         "added_tokens": [entry | {"id": vocab[piece], "content": piece} for piece in plain],
         "normalizer": description.get("normalizer"),
-        "pre_tokenizer": description["pre_tokenizer"],
-        "model": description["model"]
-        | {"vocab": {hidden.get(piece, piece): id for piece, id in vocab.items()}},
+        "pre_tokenizer": description.get("pre_tokenizer"),
+        "model": model,
     }
     body["added_tokens"].sort(key=lambda entry: entry["id"])
     body |= dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))

@@ -28,6 +28,7 @@ class SentencePieceTokenizer:
         hash: sha256 of the model, in hexadecimal; two tokenizers with one hash are the same.
         specials: piece -> id.
         end_of_text_id, pad_id: the latter is the former where there is no piece for padding.
+        bos_id: of the piece that stands before a text, such as "<s>"; None where there is none.
         prefix: whether a space is put before the text.
         file_name: what the file is called in a run folder.
     """
@@ -53,6 +54,8 @@ class SentencePieceTokenizer:
         if self.end_of_text_id < 0:
             raise DataError("the SentencePiece model has no piece for the end of a text")
         self.pad_id = next((id for id in pads if id >= 0), self.end_of_text_id)
+        begins = proto.trainer_spec.bos_id >= 0 and self._pieces.bos_id() >= 0
+        self.bos_id = self._pieces.bos_id() if begins else None
         self._bytes = [_piece_bytes(piece) for piece in proto.pieces]
 
     @classmethod
@@ -123,12 +126,15 @@ def parsed(model: bytes):
     return proto
 
 
-def published(model: bytes, added: dict[str, int] | None = None) -> "SentencePieceTokenizer | Tokenizer":
+def published(
+    model: bytes, added: dict[str, int] | None = None, *, begins: bool = True
+) -> "SentencePieceTokenizer | Tokenizer":
     """A published model as a tokenizer; ours is a `Tokenizer`.
 
     Args:
         model: its bytes.
         added: special pieces that follow its own -> id.
+        begins: whether its piece for the beginning of a text stands before every text.
 
     Raises DataError for other bytes, and for ids that leave a gap.
     """
@@ -139,7 +145,9 @@ def published(model: bytes, added: dict[str, int] | None = None) -> "SentencePie
         and _processor(model).pad_id() == Tokenizer.pad_id
     ):
         return Tokenizer(model)
-    changed = False
+    changed = not begins and _processor(model).bos_id() >= 0
+    if changed:
+        proto.trainer_spec.bos_id = -1
     added = added or {}
     if not all(type(id) is int for id in added.values()):
         raise DataError("the ids of the added pieces are no numbers")
@@ -164,6 +172,7 @@ def from_lists(
     prefix: bool,
     end_of_text: int,
     padding: int | None = None,
+    begin: int | None = None,
 ) -> "SentencePieceTokenizer | Tokenizer":
     """The tokenizer of the lists that GGUF holds.
 
@@ -172,7 +181,7 @@ def from_lists(
         scores: of each; of two merges the one with the higher score is made first.
         kinds: of each, as in `data/tokenizer_json.py`; the unused ones at the end are left out.
         prefix: whether a space is put before the text.
-        end_of_text, padding: ids of special pieces.
+        end_of_text, padding, begin: ids of special pieces; the last stands before a text, None for none.
 
     Raises DataError when they do not fit together.
     """
@@ -194,6 +203,11 @@ def from_lists(
     spec.model_type, spec.vocab_size, spec.byte_fallback = 2, count, BYTE in kinds
     spec.unk_id, spec.unk_piece = kinds.index(UNKNOWN), pieces[kinds.index(UNKNOWN)]
     spec.eos_id, spec.eos_piece = end_of_text, pieces[end_of_text]
+    spec.bos_id = -1
+    if begin is not None:
+        if not 0 <= begin < count or kinds[begin] != CONTROL:
+            raise DataError(f"the tokenizer begins a text with the id {begin}, which is no control piece")
+        spec.bos_id, spec.bos_piece = begin, pieces[begin]
     if padding is not None and 0 <= padding < count:
         spec.pad_id, spec.pad_piece = padding, pieces[padding]
     normalizer.name, normalizer.add_dummy_prefix = "identity", prefix

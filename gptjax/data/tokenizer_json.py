@@ -41,7 +41,13 @@ CUTS = {
 }
 
 
-def tokenizer_json(pieces: list[str], kinds: list[int] | None, merges: list[str], cut: str) -> bytes:
+# The rules of tokenizers that put a piece before a text, unless the file says otherwise.
+LLAMA3_CUTS = ("llama-bpe", "llama3")
+
+
+def tokenizer_json(
+    pieces: list[str], kinds: list[int] | None, merges: list[str], cut: str, begin: int | None = None
+) -> bytes:
     """The file for these pieces; arguments and errors as `ByteLevelTokenizer.from_pieces`."""
     if not isinstance(cut, str) or cut not in CUTS:
         raise DataError(f"the tokenizer cuts text by the rule {cut!r}: known are {', '.join(CUTS)}")
@@ -53,6 +59,8 @@ def tokenizer_json(pieces: list[str], kinds: list[int] | None, merges: list[str]
     if not all(len(pair) == 2 for pair in pairs):
         raise DataError("the tokenizer has merges that are not two pieces with a space between them")
     kinds = kinds or [NORMAL] * len(pieces)
+    if begin is not None and (not 0 <= begin < len(pieces) or kinds[begin] != CONTROL):
+        raise DataError(f"the tokenizer begins a text with the id {begin}, which is no control piece")
     added = [
         {"id": id, "content": piece, "special": kind == CONTROL, "normalized": False}
         | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
@@ -68,16 +76,43 @@ def tokenizer_json(pieces: list[str], kinds: list[int] | None, merges: list[str]
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": None,
+        "post_processor": None if begin is None else _before_text(pieces[begin], begin),
         "decoder": _BYTES,
         "model": {
             "type": "BPE",
             "vocab": used,
             "merges": pairs,
-            "ignore_merges": cut in ("llama-bpe", "llama3"),
+            "ignore_merges": cut in LLAMA3_CUTS,
         },
     }
     return json.dumps(description, ensure_ascii=False).encode()
+
+
+def _before_text(piece: str, id: int) -> dict:
+    """The `post_processor` that puts a special piece before a text."""
+    special, text = {"SpecialToken": {"id": piece, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, text],
+        "pair": [special, text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {piece: {"id": piece, "ids": [id], "tokens": [piece]}},
+    }
+
+
+def beginning_piece(description: dict) -> str | None:
+    """The special piece that a file puts before a text; None where it puts none."""
+
+    def part(value, key):
+        return value.get(key) if isinstance(value, dict) else None
+
+    step = description.get("post_processor")
+    steps = part(step, "processors") if part(step, "type") == "Sequence" else [step]
+    for step in steps if isinstance(steps, list) else []:
+        single = part(step, "single") if part(step, "type") == "TemplateProcessing" else None
+        piece = part(part(single[0], "SpecialToken"), "id") if isinstance(single, list) and single else None
+        if isinstance(piece, str):
+            return piece
+    return None
 
 
 def cut_name(description: dict) -> str | None:
@@ -106,8 +141,8 @@ def read_bounded(path: Path) -> bytes:
 
 
 def merge_pairs(path: Path) -> list[str]:
-    """The lines of a `merges.txt`, "left right", the earliest first."""
-    lines = path.read_text("utf-8", errors="replace").split("\n")
+    """The lines of a `merges.txt`, "left right", the earliest first. Raises DataError as `read_bounded`."""
+    lines = read_bounded(path).decode("utf-8", errors="replace").split("\n")
     return [line for line in lines if line and not line.startswith("#version")]
 
 

@@ -27,6 +27,11 @@ def refuse_surrogates(text: str) -> None:
         ) from error
 
 
+def text_start_id(tokenizer) -> int:
+    """What stands before a text: the piece that begins texts, where there is none the one that ends them."""
+    return tokenizer.end_of_text_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
 def training_chunks(texts: Iterable[str]) -> Iterator[str]:
     """Cuts texts into chunks of at most CHUNK characters, after a newline where there is one.
 
@@ -56,11 +61,13 @@ class Tokenizer:
         pad_id, end_of_text_id, im_start_id, im_end_id: the special ids, all different.
         file_name: what the file is called in a run folder.
         chatml: whether it has the pieces that frame messages.
+        bos_id: there is no piece before a text.
     """
 
     pad_id = 0
     file_name = "tokenizer.model"
     chatml = True
+    bos_id = None
 
     def __init__(self, model: bytes):
         self.model = model

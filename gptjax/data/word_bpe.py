@@ -43,10 +43,12 @@ class WordBpeTokenizer:
         pad_id: of a piece for padding, or of "<unk>".
         file_name: what the file, a `tokenizer.json`, is called in a run folder.
         chatml: it has no pieces that frame messages.
+        bos_id: nor one before a text.
     """
 
     file_name = "word_bpe.json"
     chatml = False
+    bos_id = None
 
     def __init__(self, content: bytes):
         """Args:

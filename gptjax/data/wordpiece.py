@@ -33,10 +33,12 @@ class WordPieceTokenizer:
         end_of_text_id: of "[SEP]".
         file_name: what the file, a `tokenizer.json`, is called in a run folder.
         chatml: it has no pieces that frame messages.
+        bos_id: nor one before a text; [CLS] is put there by who needs it.
     """
 
     file_name = "wordpiece.json"
     chatml = False
+    bos_id = None
 
     def __init__(self, content: bytes):
         """Args:

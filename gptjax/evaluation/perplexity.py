@@ -9,27 +9,30 @@ import math
 
 import numpy as np
 
+from gptjax.data.tokenizers import text_start_id
 from gptjax.evaluation.batches import whole_batches
 
 
 def heldout_rows(texts: list[str], tokenizer, length: int) -> dict[str, np.ndarray]:
     """All tokens of the texts in rows, each predicted exactly once.
 
-    Every text follows an end-of-text token, which is the context of its first token and is not itself
-    counted. The last row is padded under a zero mask: no byte is left out.
+    Every text follows an end-of-text token, or the token that begins texts where the tokenizer has one, which
+    is the context of its first token and is not itself counted. The last row is padded under a zero mask: no
+    byte is left out.
 
     Args:
         texts: documents.
-        tokenizer: has `encode` and `end_of_text_id`.
+        tokenizer: has `encode`, `end_of_text_id` and `bos_id`.
         length: L.
 
     Returns:
         {"tokens", "targets": int32 [N, L], "loss_mask": float32 [N, L]}.
     """
-    stream, counted = [tokenizer.end_of_text_id], [0.0]
+    start = text_start_id(tokenizer)
+    stream, counted = [start], [0.0]
     for text in texts:
         ids = tokenizer.encode(text)
-        stream += [*ids, tokenizer.end_of_text_id]
+        stream += [*ids, start]
         counted += [1.0] * len(ids) + [0.0]
     rows = math.ceil((len(stream) - 1) / length)
     tokens = np.zeros(rows * length + 1, np.int32)

@@ -19,6 +19,7 @@ from pydantic import Field
 from gptjax.config import ConfigError, configclass
 from gptjax.data.corpora import read_documents
 from gptjax.data.in_context import Question, questions
+from gptjax.data.tokenizers import text_start_id
 from gptjax.evaluation.perplexity import bits_per_byte, first_bytes, heldout_rows, mean_loss
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import Count, Natural, Seed
@@ -84,12 +85,12 @@ def text_figures(model: TrainedModel, texts: list[str], config: ZeroShotConfig) 
 
 
 def completion_row(prompt: str, completion: str, tokenizer, length: int) -> dict[str, np.ndarray]:
-    """A padded row [L] whose loss mask is on the completion's tokens; the row begins with the end of a text.
+    """A padded row [L] whose loss mask is on the completion's tokens; the row begins as a text does.
 
     Raises:
         ConfigError: it does not fit.
     """
-    before = [tokenizer.end_of_text_id, *tokenizer.encode(prompt)]
+    before = [text_start_id(tokenizer), *tokenizer.encode(prompt)]
     ids = before + tokenizer.encode(completion)
     if len(ids) > length + 1:
         raise ConfigError(f"a question takes {len(ids) - 1} tokens, but length = {length}: raise it")

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.config import ConfigError
+from gptjax.data.chat_templates import stop_ids
+from gptjax.data.tokenizers import text_start_id
+from gptjax.interop.generation_config import generation_config
 from gptjax.interop.huggingface_config import GELUS
 from gptjax.interop.names import entries, tensor_shape, write_tensors
 from gptjax.interop.safetensors import SINGLE, write_safetensors
@@ -69,10 +72,12 @@ def export_model(run: str | Path, output: str | Path) -> Iterator[str]:
     wanted = entries(family, "hf", config, kind)
     shapes = {entry.name: tensor_shape(entry, model.definition) for entry in wanted}
     write_safetensors(output / SINGLE, shapes, write_tensors(wanted, params))
-    write_tokenizer(output, model.tokenizer, config.context_length, model.system_message)
+    write_tokenizer(output, model.tokenizer, config.context_length, model.chat)
     _write_json(output / "config.json", config_json(model, family, kind))
-    if kind == "language" and family != "gpt1":
-        _write_json(output / "generation_config.json", _generation_json(model))
+    if kind == "language":
+        stops = stop_ids(model.tokenizer, model.chat)
+        generation = generation_config(model.tokenizer, stops, model.chat.sampling)
+        _write_json(output / "generation_config.json", generation)
     yield f"exported {folder} ({family}, {model.definition.parameter_count:,} parameters) into {output}"
 
 
@@ -130,7 +135,7 @@ def config_json(model: TrainedModel, family: str, kind: str) -> dict:
         "pad_token_id": tokenizer.pad_id,
     }
     if family in ("gpt2", "llama"):
-        shared |= dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text_id)
+        shared |= {"bos_token_id": text_start_id(tokenizer), "eos_token_id": tokenizer.end_of_text_id}
     if kind == "scalar":
         shared |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
     return shared | {"gpt1": _gpt, "gpt2": _gpt, "llama": _llama, "bert": _bert}[family](config)
@@ -190,14 +195,6 @@ def _bert(config: EncoderConfig) -> dict:
         "layer_norm_eps": config.norm_epsilon,
         **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), config.dropout),
     }
-
-
-def _generation_json(model: TrainedModel) -> dict:
-    tokenizer = model.tokenizer
-    stops = {tokenizer.end_of_text_id}
-    if tokenizer.chatml:
-        stops.add(tokenizer.im_end_id)
-    return {"eos_token_id": sorted(stops), "pad_token_id": tokenizer.pad_id}
 
 
 def _without_bias(params: Params, family: str) -> tuple[Params, list[str]]:

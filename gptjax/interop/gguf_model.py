@@ -8,6 +8,7 @@ import numpy as np
 from gptjax.data.byte_level import ByteLevelTokenizer
 from gptjax.data.quality import DataError
 from gptjax.data.sentencepieces import SentencePieceTokenizer, from_lists
+from gptjax.data.tokenizer_json import LLAMA3_CUTS
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.interop.gguf import GgufFile
 from gptjax.interop.names import MOST
@@ -107,16 +108,31 @@ def tokenizer(file: GgufFile) -> ByteLevelTokenizer | SentencePieceTokenizer | T
     if not isinstance(tokens, list) or not isinstance(numbers, np.ndarray if kind == "llama" else list):
         raise DataError(f"{file.path} lacks the pieces, the scores or the merges of its tokenizer")
     try:
-        if kind == "gpt2":
-            return ByteLevelTokenizer.from_pieces(tokens, kinds, numbers, key.get("pre"))
+        cut, begin = key.get("pre"), key.get("bos_token_id")
+        begins = key.get("add_bos_token", kind == "llama" or cut in LLAMA3_CUTS)
         ends, padding = key.get("eos_token_id", -1), key.get("padding_token_id")
-        prefix = key.get("add_space_prefix", True)
-        if type(ends) is not int or type(padding) not in (int, type(None)) or type(prefix) is not bool:
+        prefix, begin = key.get("add_space_prefix", True), begin if begins else None
+        ids = (ends, padding or 0, begin or 0)
+        if not all(type(id) is int for id in ids) or type(prefix) is not bool or type(begins) is not bool:
             raise DataError("its special ids are no numbers")
-        scores = numbers.astype(np.float64).tolist()
-        return from_lists(tokens, scores, kinds or [], prefix=prefix, end_of_text=ends, padding=padding)
+        if kind == "gpt2":
+            return ByteLevelTokenizer.from_pieces(tokens, kinds, numbers, cut, begin)
+        special = {"end_of_text": ends, "padding": padding, "begin": begin}
+        return from_lists(tokens, numbers.astype(np.float64).tolist(), kinds or [], prefix=prefix, **special)
     except DataError as error:
         raise DataError(f"{file.path}: {error}") from error
+
+
+def stop_ids(file: GgufFile, ids: int) -> tuple[int, ...]:
+    """The tokens that end a reply, where the file names them. Raises DataError when the model lacks one."""
+    names = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    found = {name: file.metadata[name] for name in names if name in file.metadata}
+    for name, id in found.items():
+        if type(id) is not int or not 0 <= id < ids:
+            raise DataError(
+                f"{file.path}: the key {name!r} is {id!r}, but the model has the ids 0 to {ids - 1}"
+            )
+    return tuple(dict.fromkeys(found.values()))
 
 
 def _config(file: GgufFile, shape: dict, **style) -> DecoderConfig:

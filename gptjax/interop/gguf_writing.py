@@ -14,14 +14,16 @@ import numpy as np
 
 from gptjax.config import ConfigError
 from gptjax.data.byte_level import ByteLevelTokenizer
+from gptjax.data.chat_templates import CHATML, stop_ids
+from gptjax.data.metaspace import MetaspaceTokenizer
 from gptjax.data.sentencepieces import SentencePieceTokenizer, parsed
 from gptjax.data.tokenizer_json import CONTROL, NORMAL, UNUSED, USER_DEFINED, cut_name
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenizers import Tokenizer, text_start_id
 from gptjax.errors import require
+from gptjax.interop.chat_template_texts import chat_template
 from gptjax.interop.exporting import family_of, model_folder
 from gptjax.interop.gguf_model import ROPE_FACTORS, rope_factors
 from gptjax.interop.names import entries, tensor_shape, write_tensors
-from gptjax.interop.tokenizer_files import chat_template
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import AnyTokenizer, TrainedModel, load_model
 
@@ -124,9 +126,9 @@ def metadata(model: TrainedModel, family: str, folder: Path) -> dict:
         f"tokenizer.ggml.{key}": value
         for key, value in tokenizer_lists(tokenizer, config.vocab_size, folder).items()
     }
-    if tokenizer.chatml:
-        found["tokenizer.ggml.eot_token_id"] = tokenizer.im_end_id
-        found["tokenizer.chat_template"] = chat_template(model.system_message)
+    if tokenizer.chatml or model.chat.template not in CHATML:
+        found["tokenizer.ggml.eot_token_id"] = stop_ids(tokenizer, model.chat)[0]
+        found["tokenizer.chat_template"] = chat_template(model.chat)
     return found
 
 
@@ -136,7 +138,7 @@ def tokenizer_lists(tokenizer: AnyTokenizer, ids: int, folder: Path) -> dict:
     Raises:
         ConfigError: it has no form in GGUF.
     """
-    if isinstance(tokenizer, ByteLevelTokenizer):
+    if isinstance(tokenizer, ByteLevelTokenizer) and not isinstance(tokenizer, MetaspaceTokenizer):
         found = _byte_level(tokenizer, folder)
     elif isinstance(tokenizer, Tokenizer | SentencePieceTokenizer):
         found = _sentencepiece(tokenizer, folder)
@@ -149,9 +151,9 @@ def tokenizer_lists(tokenizer: AnyTokenizer, ids: int, folder: Path) -> dict:
             found["scores"].append(0.0)
     return found | {
         "eos_token_id": tokenizer.end_of_text_id,
-        "bos_token_id": tokenizer.end_of_text_id,
+        "bos_token_id": text_start_id(tokenizer),
         "padding_token_id": tokenizer.pad_id,
-        "add_bos_token": False,
+        "add_bos_token": tokenizer.bos_id is not None,
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.data.quality import DataError
+from gptjax.data.tokenizer_json import read_bounded
 from gptjax.interop import huggingface_config
 from gptjax.interop.huggingface_config import Settings
 from gptjax.interop.names import Entry, entries
@@ -122,9 +123,13 @@ def read_folder(folder: Path) -> FolderModel:
 
 
 def read_template(folder: Path) -> str:
-    """The chat template, as text; of several the one called default; "" when there is none."""
+    """The chat template, as text; of several the one called default; "" when there is none.
+
+    Raises:
+        DataError: its file is larger than such a file is.
+    """
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text("utf-8", errors="replace")
+        return read_bounded(folder / "chat_template.jinja").decode("utf-8", errors="replace")
     if not (folder / "tokenizer_config.json").is_file():
         return ""
     template = read_json(folder / "tokenizer_config.json").get("chat_template")

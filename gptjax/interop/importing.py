@@ -1,26 +1,25 @@
 """`gptjax import`: a model from elsewhere becomes a run folder."""
 
-import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
 
 from gptjax.config import ConfigError, configclass
-from gptjax.data.byte_level import IM_START
+from gptjax.data.chat_templates import CHATML, TEMPLATES, ChatForm
 from gptjax.data.quality import DataError
 from gptjax.interop import gguf_model, huggingface
+from gptjax.interop.chat_template_texts import recognised, system_message
+from gptjax.interop.generation_config import read_generation_config
 from gptjax.interop.gguf import GgufFile
 from gptjax.interop.names import Entry, TensorSource, check_names, entries, read_parameters
 from gptjax.interop.tokenizer_files import read_tokenizer
 from gptjax.models.functional import ModelDefinition
 from gptjax.runs import mark_done, open_run, stage_done
+from gptjax.sharding.mesh import MeshConfig, make_mesh
+from gptjax.sharding.rules import parameter_shardings
 from gptjax.stages.handover import KINDS, AnyTokenizer, save_model
-
-# The system message that a ChatML template puts before dialogues without one. Templates are programs: they
-# are never run, this one sentence is taken out of them.
-_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]{1,2000})<\|im_end\|>")
 
 
 @configclass
@@ -42,7 +41,7 @@ class ForeignModel:
         kind: key of `KINDS`.
         definition: what it is.
         tokenizer: its own.
-        template: its chat template, "" for none.
+        chat: how it is talked to.
         tensors: its numbers.
         wanted: what each tensor is.
         notes: what there is to say about it.
@@ -51,24 +50,25 @@ class ForeignModel:
     kind: str
     definition: ModelDefinition
     tokenizer: AnyTokenizer
-    template: str
+    chat: ChatForm
     tensors: TensorSource
     wanted: list[Entry]
     notes: list[str] = field(default_factory=list)
 
 
-def import_model(source: str | Path, folder: str | Path) -> Path:
+def import_model(source: str | Path, folder: str | Path, mesh: MeshConfig | None = None) -> Path:
     """Reads a model and leaves it in a run folder, as a stage leaves its own.
 
     Args:
         source: a GGUF file, or a folder in Hugging Face's layout.
         folder: of the run.
+        mesh: devices that hold the parameters until they are written; None for the host's memory.
 
     Returns:
         the run folder.
 
     Raises:
-        ConfigError: there is no such source, or the folder holds another run.
+        ConfigError: there is no such source, the folder holds another run, or the mesh does not fit.
         DataError: the source is damaged, or a model that gptjax does not have.
     """
     begun, source, folder = time.monotonic(), Path(source), Path(folder)
@@ -76,14 +76,12 @@ def import_model(source: str | Path, folder: str | Path) -> Path:
     if stage_done(folder):
         return open_run(folder, config)
     model = open_foreign(source)
+    places = host_shardings(model.definition) if mesh is None else mesh_shardings(model.definition, mesh)
     open_run(folder, config)
     for note in model.notes:
         print(f"note: {source}: {note}")
-    params = read_parameters(model.tensors, model.wanted, model.definition, host_shardings(model.definition))
-    system = system_message(model.template)
-    if model.template and IM_START not in model.template:
-        print(f"note: {source} was taught another chat template than ChatML, in which gptjax chat writes")
-    save_model(folder, model.kind, model.definition.config, params, model.tokenizer, system)
+    params = read_parameters(model.tensors, model.wanted, model.definition, places)
+    save_model(folder, model.kind, model.definition.config, params, model.tokenizer, model.chat)
     summary = {"seconds": time.monotonic() - begun, "parameters": model.definition.parameter_count}
     mark_done(folder, summary)
     return folder
@@ -97,6 +95,11 @@ def host_shardings(definition: ModelDefinition):
         device = jax.local_devices()[0]
     host = jax.sharding.SingleDeviceSharding(device)
     return jax.tree.map(lambda _: host, definition.abstract)
+
+
+def mesh_shardings(definition: ModelDefinition, mesh: MeshConfig):
+    """All parameters where the rules put them on a mesh."""
+    return parameter_shardings(make_mesh(mesh), definition.abstract, definition.axes)
 
 
 def open_foreign(source: Path) -> ForeignModel:
@@ -119,9 +122,10 @@ def gguf_source(path: Path) -> ForeignModel:
     config, family = gguf_model.decoder_config(file), file.metadata["general.architecture"]
     definition = ModelDefinition(KINDS["language"], config)
     file.tensors.pop(gguf_model.ROPE_FACTORS, None)  # part of the configuration now
-    template = file.metadata.get("tokenizer.chat_template", "")
-    wanted = entries(family, "gguf", config, "language")
-    return ForeignModel("language", definition, gguf_model.tokenizer(file), str(template), file, wanted)
+    tokenizer, wanted = gguf_model.tokenizer(file), entries(family, "gguf", config, "language")
+    chat, notes = chat_form(str(file.metadata.get("tokenizer.chat_template", "")), tokenizer)
+    chat = replace(chat, stop_ids=gguf_model.stop_ids(file, config.vocab_size))
+    return ForeignModel("language", definition, tokenizer, chat, file, wanted, notes)
 
 
 def huggingface_source(folder: Path) -> ForeignModel:
@@ -129,10 +133,21 @@ def huggingface_source(folder: Path) -> ForeignModel:
     found = huggingface.read_folder(folder)
     definition, template = ModelDefinition(KINDS[found.kind], found.config), huggingface.read_template(folder)
     tokenizer = read_tokenizer(folder)
-    return ForeignModel(found.kind, definition, tokenizer, template, found.tensors, found.wanted, found.notes)
+    chat, notes = chat_form(template, tokenizer)
+    if found.kind == "language":
+        stops, sampling = read_generation_config(folder, found.config.vocab_size)
+        chat = replace(chat, stop_ids=stops, sampling=sampling)
+    notes = found.notes + notes
+    return ForeignModel(found.kind, definition, tokenizer, chat, found.tensors, found.wanted, notes)
 
 
-def system_message(template: str) -> str:
-    """The system message that a chat template puts before a dialogue without one; "" where there is none."""
-    found = _SYSTEM.search(template)
-    return found[1] if found else ""
+def chat_form(template: str, tokenizer: AnyTokenizer) -> tuple[ChatForm, list[str]]:
+    """How a model with this chat template, "" for none, is talked to, and what there is to say about it."""
+    name = recognised(template, tokenizer)
+    if name is not None:
+        return ChatForm(system_message(template), name), []
+    if not template:
+        return ChatForm(), []
+    known = ", ".join((CHATML[0], *TEMPLATES))
+    so = "writes in ChatML, which it was not taught" if tokenizer.chatml else "cannot talk to it"
+    return ChatForm(), [f"its chat template is none of those that gptjax has ({known}): gptjax chat {so}"]

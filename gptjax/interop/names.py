@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
 
 from gptjax.data.quality import DataError
 from gptjax.interop.tables import TABLES, Path
@@ -91,7 +93,7 @@ def read_parameters(
         shardings: where each parameter shall lie, a tree like the parameters.
 
     Returns:
-        tree of float32 `jax.Array`.
+        tree of float32 `jax.Array`; a device gets its parts alone.
 
     Raises:
         DataError: tensors are missing, left over or of another shape; the sentence lists their names.
@@ -113,17 +115,25 @@ def read_parameters(
                 continue
             if path not in found:
                 found[path] = jnp.zeros(leaves[path].shape, jnp.float32, device=places[path])
+            part = jax.device_put(part, _of_layer(places[path]))
             # Waited for, or tensors would gather before they are written.
-            found[path] = _with_layer(found[path], part, entry.layer).block_until_ready()
+            found[path] = _with_layer(places[path])(found[path], part, entry.layer).block_until_ready()
     for path in set(leaves) - set(found):
         found[path] = jnp.zeros(leaves[path].shape, jnp.float32, device=places[path])
     return jax.tree.unflatten(jax.tree.structure(definition.abstract), [found[path] for path in leaves])
 
 
-@partial(jax.jit, donate_argnums=0)
-def _with_layer(stack: jax.Array, part: jax.Array, layer: int) -> jax.Array:
-    """The stack with one layer replaced, in the same memory."""
-    return stack.at[layer].set(part)
+@cache
+def _with_layer(place: Sharding):
+    """`(stack, part, layer)` -> the stack with one layer replaced, in the same memory."""
+    return jax.jit(
+        lambda stack, part, layer: stack.at[layer].set(part), donate_argnums=0, out_shardings=place
+    )
+
+
+def _of_layer(place: Sharding) -> Sharding:
+    """Where one layer of a stack lies: split as the stack is."""
+    return NamedSharding(place.mesh, P(*place.spec[1:])) if isinstance(place, NamedSharding) else place
 
 
 def check_names(source: TensorSource, wanted: list[Entry], definition: ModelDefinition) -> None:

@@ -3,21 +3,18 @@
 import json
 from pathlib import Path
 
-from gptjax.data.byte_level import IM_END, IM_START, ByteLevelTokenizer, from_vocab_and_merges
+from gptjax.data.byte_level import ByteLevelTokenizer, from_vocab_and_merges
+from gptjax.data.chat_templates import CHATML, ChatForm
+from gptjax.data.metaspace import MetaspaceTokenizer, writes_bytes
 from gptjax.data.quality import DataError
 from gptjax.data.sentencepieces import SentencePieceTokenizer, published
 from gptjax.data.tokenizer_json import read_bounded
 from gptjax.data.tokenizers import SPACE_MARK, Tokenizer
 from gptjax.data.word_bpe import END_OF_WORD, WordBpeTokenizer, marks_words
 from gptjax.data.wordpiece import WordPieceTokenizer, is_wordpiece
+from gptjax.interop.chat_template_texts import chat_template
 from gptjax.interop.safetensors import read_json
 from gptjax.stages.handover import AnyTokenizer
-
-_MESSAGES = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def read_tokenizer(folder: Path) -> AnyTokenizer:
@@ -33,7 +30,9 @@ def read_tokenizer(folder: Path) -> AnyTokenizer:
     if pieces.is_file():
         added = folder / "added_tokens.json"
         try:
-            return published(read_bounded(pieces), read_json(added) if added.is_file() else {})
+            begins = _settings(folder).get("add_bos_token", True)
+            further = read_json(added) if added.is_file() else {}
+            return published(read_bounded(pieces), further, begins=begins is not False)
         except DataError as error:
             if not whole.is_file():
                 raise DataError(f"{pieces}: {error}") from error
@@ -56,6 +55,8 @@ def _of_json(path: Path) -> ByteLevelTokenizer | WordPieceTokenizer | WordBpeTok
     content = read_bounded(path)
     if is_wordpiece(content):
         return WordPieceTokenizer.load(path)
+    if writes_bytes(content):
+        return MetaspaceTokenizer.load(path)
     return WordBpeTokenizer.load(path) if marks_words(content) else ByteLevelTokenizer.load(path)
 
 
@@ -64,7 +65,7 @@ def _settings(folder: Path) -> dict:
     return read_json(path) if path.is_file() else {}
 
 
-def write_tokenizer(folder: Path, tokenizer: AnyTokenizer, context_length: int, system_message: str) -> None:
+def write_tokenizer(folder: Path, tokenizer: AnyTokenizer, context_length: int, chat: ChatForm) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json`, and `tokenizer.model` where the tokenizer is one.
 
     `tokenizer.json` is what `transformers` reads; there typed special pieces are special.
@@ -81,7 +82,8 @@ def write_tokenizer(folder: Path, tokenizer: AnyTokenizer, context_length: int, 
         (folder / "tokenizer.json").write_text(content, "utf-8")
     elif isinstance(tokenizer, SentencePieceTokenizer):
         tokenizer.save(folder / "tokenizer.model")
-        settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": False}
+        begins = tokenizer.bos_id is not None
+        settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": begins}
     else:
         tokenizer.save(folder / "tokenizer.json")
     if isinstance(tokenizer, WordPieceTokenizer):
@@ -91,18 +93,12 @@ def write_tokenizer(folder: Path, tokenizer: AnyTokenizer, context_length: int, 
         settings["unk_token"] = tokenizer.piece(tokenizer.unknown_id)
     else:
         settings["eos_token"] = tokenizer.piece(tokenizer.end_of_text_id)
-    if tokenizer.chatml:
-        settings["chat_template"] = chat_template(system_message)
+    if tokenizer.bos_id is not None:
+        settings["bos_token"] = tokenizer.piece(tokenizer.bos_id)
+    if tokenizer.chatml or chat.template not in CHATML:
+        settings["chat_template"] = chat_template(chat)
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text + "\n", "utf-8")
-
-
-def chat_template(system_message: str) -> str:
-    """ChatML as a template of `transformers`, with the system message for dialogues without one."""
-    if not system_message:
-        return _MESSAGES
-    opening = json.dumps(f"{IM_START}system\n{system_message}{IM_END}\n", ensure_ascii=False)
-    return "{% if messages[0]['role'] != 'system' %}{{ " + opening + " }}{% endif %}" + _MESSAGES
 
 
 def sentencepiece_json(tokenizer: Tokenizer) -> dict:

@@ -1,11 +1,16 @@
-"""A fine-tuned model that answers messages: ChatML around the text engine."""
+"""A model that answers messages: its form of dialogue around the text engine."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from gptjax.config import ConfigError
-from gptjax.data.chat import Messages, render_prompt
+from gptjax.data.chat import Messages
+from gptjax.data.chat_templates import ChatForm, check_can_chat, prompt_ids, stop_ids
+from gptjax.environment import return_freed_memory
 from gptjax.generation.engine import TextEngine, fitting_sampling
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.quantization import QuantizationConfig, quantize
@@ -19,16 +24,17 @@ class ChatModel:
 
     Attributes:
         context_length: most tokens of dialogue and reply together.
+        sampling: setting -> the model's own default.
     """
 
-    def __init__(self, engine: TextEngine, system_message: str = ""):
+    def __init__(self, engine: TextEngine, form: ChatForm):
         """Args:
         engine: the model.
-        system_message: put before dialogues without one; "" for nothing.
+        form: how it is talked to.
         """
-        self._engine = engine
-        self._system = [{"role": "system", "content": system_message}] if system_message else []
-        self.context_length = engine.context_length
+        self._engine, self._template = engine, form.template
+        self._system = [{"role": "system", "content": form.system_message}] if form.system_message else []
+        self.context_length, self.sampling = engine.context_length, form.sampling
 
     def stream(self, messages: Messages, *, seed: int, **sampling: Any) -> Generator[str, None, None]:
         """The reply in pieces, as they are drawn; `sampling` names what `SamplingConfig` has.
@@ -51,7 +57,8 @@ class ChatModel:
 
     def _prompt(self, messages: Messages) -> list[int]:
         has_system = bool(messages) and messages[0]["role"] == "system"
-        return render_prompt(messages if has_system else self._system + messages, self._engine.tokenizer)
+        messages = messages if has_system else self._system + messages
+        return prompt_ids(messages, self._engine.tokenizer, self._template)
 
 
 # Where a run's chat model lies: a single stage's own folder, or the last aligned stage of a road.
@@ -65,6 +72,7 @@ def load_chat_model(
 
     Raises:
         ConfigError: the run has none yet.
+        DataError: its tokenizer cannot frame messages.
     """
     for name in MODEL_FOLDERS:
         folder = Path(run) / name
@@ -72,8 +80,12 @@ def load_chat_model(
             return RoundModel(load_model(folder, make_mesh(MeshConfig())), quantization)
         if model_kind(folder) == "language":
             model = load_model(folder, make_mesh(MeshConfig()))
-            stop = ((model.tokenizer.im_end_id,), (model.tokenizer.end_of_text_id,))
-            params = model.params if quantization is None else quantize(model.params, quantization)
-            engine = TextEngine(model.definition, params, model.tokenizer, stop)
-            return ChatModel(engine, model.system_message)
+            check_can_chat(model.tokenizer, model.chat.template)
+            stop = [(id,) for id in stop_ids(model.tokenizer, model.chat)]
+            if quantization is not None:
+                small = jax.block_until_ready(quantize(model.params, quantization))
+                model = replace(model, params=small)
+                return_freed_memory()
+            engine = TextEngine(model.definition, model.params, model.tokenizer, stop)
+            return ChatModel(engine, model.chat)
     raise ConfigError(f"{run} holds no finished chat model yet: let its fine-tuning stage run to the end")

@@ -23,6 +23,7 @@ class RoundModel:
 
     Attributes:
         context_length: most tokens of dialogue and reply together.
+        sampling: a GLM has no defaults of its own.
     """
 
     def __init__(self, model: TrainedModel, quantization: QuantizationConfig | None = None):
@@ -33,7 +34,7 @@ class RoundModel:
         self._definition, self._tokenizer = model.definition, model.tokenizer
         self._params = model.params if quantization is None else quantize(model.params, quantization)
         self._ids = BlankIds.after(model.definition.config.vocab_size - RESERVED)
-        self.context_length = model.definition.config.context_length
+        self.context_length, self.sampling = model.definition.config.context_length, {}
 
     @lru_cache(maxsize=8)  # noqa: B019 - a model lives as long as the process
     def _program(self, sampling: SamplingConfig):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
@@ -12,6 +12,8 @@ import numpy as np
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.byte_level import ByteLevelTokenizer
+from gptjax.data.chat_templates import PLAIN, ChatForm
+from gptjax.data.metaspace import MetaspaceTokenizer
 from gptjax.data.sentencepieces import SentencePieceTokenizer
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.data.word_bpe import WordBpeTokenizer
@@ -48,7 +50,14 @@ MAKERS = {
     "glm": "a model pretrained on blanks",
 }
 # A model folder holds one of their files.
-TOKENIZERS = (Tokenizer, ByteLevelTokenizer, SentencePieceTokenizer, WordPieceTokenizer, WordBpeTokenizer)
+TOKENIZERS = (
+    Tokenizer,
+    ByteLevelTokenizer,
+    MetaspaceTokenizer,
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+    WordBpeTokenizer,
+)
 AnyTokenizer = Tokenizer | ByteLevelTokenizer | SentencePieceTokenizer | WordPieceTokenizer | WordBpeTokenizer
 
 
@@ -61,14 +70,14 @@ class TrainedModel:
         params: its numbers.
         tokenizer: the only tokenizer whose ids it understands.
         digest: sha256 of the parameters as they were saved.
-        system_message: what it expects before a dialogue without a system message; "" for nothing.
+        chat: how it is talked to.
     """
 
     definition: ModelDefinition
     params: Params
     tokenizer: AnyTokenizer
     digest: str
-    system_message: str = ""
+    chat: ChatForm = PLAIN
 
 
 def parameter_digest(params: Params) -> str:
@@ -87,7 +96,7 @@ def save_model(
     config,
     params: Params,
     tokenizer: AnyTokenizer,
-    system_message: str = "",
+    chat: ChatForm = PLAIN,
 ) -> None:
     """Writes `folder/model/` with `params/`, the tokenizer and `model.json`; the last makes it valid.
 
@@ -97,7 +106,7 @@ def save_model(
         config: the model's configuration.
         params: parameters to keep.
         tokenizer: stored beside them, its hash in `model.json`.
-        system_message: see `TrainedModel`.
+        chat: see `TrainedModel`.
     """
     target = folder / "model"
     make_empty(target)
@@ -107,7 +116,7 @@ def save_model(
         "config": to_json(config),
         "tokenizer_hash": tokenizer.hash,
         "digest": parameter_digest(params),
-        "system_message": system_message,
+        "chat": asdict(chat),
     }
     if jax.process_index() == 0:
         tokenizer.save(target / tokenizer.file_name)
@@ -246,7 +255,13 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
         shardings,
     )
     params = load_tree(source / "params", abstract)
-    return TrainedModel(definition, params, tokenizer, facts["digest"], facts.get("system_message", ""))
+    return TrainedModel(definition, params, tokenizer, facts["digest"], _chat_form(facts))
+
+
+def _chat_form(facts: dict) -> ChatForm:
+    """How the model is talked to; older runs name a system message at most."""
+    stored = facts.get("chat") or {"system_message": facts.get("system_message", "")}
+    return ChatForm(**stored | {"stop_ids": tuple(stored.get("stop_ids", ()))})
 
 
 def load_tokenizer(model_folder: Path) -> AnyTokenizer:

@@ -8,15 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
+from published_templates import PUBLISHED
 from wordpiece_vocab import write_vocab
 
 from gptjax.config import to_json
+from gptjax.data.byte_level import ByteLevelTokenizer, byte_characters
+from gptjax.data.chat_templates import PIECES, ChatForm, prompt_ids
 from gptjax.data.corpora import read_documents
+from gptjax.data.metaspace import MetaspaceTokenizer
 from gptjax.data.wordpiece import WordPieceTokenizer
+from gptjax.interop.chat_template_texts import recognised
 from gptjax.interop.exporting import export_model
 from gptjax.interop.gguf_writing import export_gguf
+from gptjax.interop.huggingface import read_template
 from gptjax.interop.importing import import_model
-from gptjax.interop.tokenizer_files import read_tokenizer
+from gptjax.interop.tokenizer_files import read_tokenizer, write_tokenizer
 from gptjax.models.encoder import EncoderConfig
 from gptjax.models.families import gpt1, gpt2, llama
 from gptjax.models.functional import ModelDefinition
@@ -26,6 +32,7 @@ from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import KINDS, load_model, save_model
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install gptjax[parity])")
+tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed (gptjax[hub])")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (gptjax[parity])")
 
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 16))
@@ -324,6 +331,79 @@ def test_the_exported_chat_template_writes_what_our_chat_writes(tmp_path, tokeni
     assert set(stops) == {tokenizer.end_of_text_id, tokenizer.im_end_id}
 
 
+def test_what_transformers_says_of_replies_comes_in_and_goes_back(tmp_path, byte_level):
+    theirs, drawn = theirs_llama(), {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    theirs.generation_config = transformers.GenerationConfig(eos_token_id=[7, 9], **drawn)
+    theirs.save_pretrained(tmp_path / "theirs")
+    byte_level.save(tmp_path / "theirs" / "tokenizer.json")
+    run = import_model(tmp_path / "theirs", tmp_path / "run")
+    form = load_model(run, make_mesh(MeshConfig())).chat
+    assert form.stop_ids == (7, 9) and form.sampling == {"temperature": 0.6, "top_p": 0.9}
+    list(export_model(run, tmp_path / "hf"))
+    again = transformers.GenerationConfig.from_pretrained(tmp_path / "hf")
+    assert again.eos_token_id == [0, 2, 7, 9] and {name: getattr(again, name) for name in drawn} == drawn
+
+
+# Without special pieces: typed, they are special in transformers.
+DIALOGUES = [
+    [{"role": "user", "content": " What is a ☃?\n"}],
+    [
+        {"role": "user", "content": "Define f."},
+        {"role": "assistant", "content": " def f(x):\n    return 12  # 漢字"},
+        {"role": "user", "content": "Why? [/INST]"},
+    ],
+]
+SYSTEM = {"role": "system", "content": "Be brief, 😀. "}
+
+
+def theirs_of(folder, form, **settings):
+    """The tokenizer of transformers in a folder, which gets the settings, with the form's chat template."""
+    config = folder / "tokenizer_config.json"
+    stored = json.loads(config.read_text()) if config.exists() else {}
+    config.write_text(json.dumps(stored | settings | {"chat_template": PUBLISHED[form]}))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def same_dialogues(theirs, ours, form, dialogues):
+    for messages in dialogues:
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert prompt_ids(messages, ours, form) == expected
+
+
+@pytest.mark.parametrize("form", ["llama2", "mistral", "mistral, spaced"])
+def test_instructions_have_the_ids_of_transformers(tmp_path, form):
+    train_llama_like(tmp_path / "model")
+    legacy = form != "mistral, spaced"
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "add_bos_token": True}
+    theirs = theirs_of(tmp_path / "model", form, **settings)
+    ours = read_tokenizer(tmp_path / "model")
+    assert recognised(read_template(tmp_path / "model"), ours) == form
+    dialogues = DIALOGUES if form == "mistral" else [*DIALOGUES, *([SYSTEM, *d] for d in DIALOGUES)]
+    same_dialogues(theirs, ours, form, dialogues)
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tmp_path / "out", ours, 128, ChatForm(template=form))
+    same_dialogues(transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), ours, form, dialogues)
+    assert theirs.encode("Hello world") == [ours.bos_id, *ours.encode("Hello world")]
+
+
+@pytest.mark.parametrize("form", ["llama3", "llama3.1"])
+def test_headers_have_the_ids_of_transformers(tmp_path, form):
+    pieces = ["<|end_of_text|>", *byte_characters(), "Ġa", "ĊĊ", "<|begin_of_text|>", *PIECES[form]]
+    kinds = [3, *[1] * 258, *[3] * 4]
+    ours = ByteLevelTokenizer.from_pieces(pieces, kinds, ["Ġ a", "Ċ Ċ"], "llama-bpe", 259)
+    (tmp_path / "model").mkdir()
+    ours.save(tmp_path / "model" / "tokenizer.json")
+    names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    theirs = theirs_of(tmp_path / "model", form, tokenizer_class="PreTrainedTokenizerFast", **names)
+    assert recognised(read_template(tmp_path / "model"), ours) == form
+    dialogues = [*DIALOGUES, *([SYSTEM, *d] for d in DIALOGUES)]
+    same_dialogues(theirs, ours, form, dialogues)
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tmp_path / "out", ours, 512, ChatForm(template=form))
+    same_dialogues(transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), ours, form, dialogues)
+    assert theirs.encode("a b") == [ours.bos_id, *ours.encode("a b")]
+
+
 def test_byte_level_ids_are_those_of_transformers(tmp_path, byte_level):
     byte_level.save(tmp_path / "tokenizer.json")
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
@@ -331,14 +411,12 @@ def test_byte_level_ids_are_those_of_transformers(tmp_path, byte_level):
         assert theirs.encode(text, add_special_tokens=False) == byte_level.encode(text)
 
 
-def test_sentencepiece_ids_are_those_of_transformers(tmp_path):
-    """A model as LLaMA's: single digits, bytes for unknown characters, a space before the text.
-
-    Texts that begin with a space are left out: transformers puts none before them, SentencePiece does.
-    """
+def train_llama_like(folder):
+    """Leaves a SentencePiece model in a folder."""
+    folder.mkdir(exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for d in read_documents("pydoc")[:40] for line in d.text.splitlines()),
-        model_prefix=str(tmp_path / "tokenizer"),
+        model_prefix=str(folder / "tokenizer"),
         model_type="bpe",
         vocab_size=600,
         byte_fallback=True,
@@ -347,12 +425,43 @@ def test_sentencepiece_ids_are_those_of_transformers(tmp_path):
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
+
+
+def test_sentencepiece_ids_are_those_of_transformers(tmp_path):
+    """A model as LLaMA's: single digits, bytes for unknown characters, a space before the text.
+
+    Texts that begin with a space are left out: transformers puts none before them, SentencePiece does.
+    """
+    train_llama_like(tmp_path)
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), read_tokenizer(tmp_path)
     texts = [text for text in TEXTS if not text.startswith(" ")]
     for text in [*texts, "Hello 2024 world", "for i in range(10):\n\treturn"]:
         assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), text
+
+
+@pytest.mark.parametrize("style", ["Prepend", "Metaspace"])
+def test_a_tokenizer_json_of_sentencepiece_alone_gives_the_same_ids(tmp_path, style):
+    """As LLaMA's was published, and as transformers 5 saves it."""
+    train_llama_like(tmp_path / "model")
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    if style == "Prepend":
+        change, replace = tokenizers.normalizers, tokenizers.normalizers.Replace(" ", "▁")
+        theirs.backend_tokenizer.normalizer = change.Sequence([change.Prepend("▁"), replace])
+        theirs.backend_tokenizer.pre_tokenizer = None
+    (tmp_path / "alone").mkdir()
+    theirs.backend_tokenizer.save(str(tmp_path / "alone" / "tokenizer.json"))
+    ours = read_tokenizer(tmp_path / "alone")
+    assert isinstance(ours, MetaspaceTokenizer) and (ours.bos_id, ours.end_of_text_id) == (1, 2)
+    texts = TEXTS + [document.text[:2000] for document in read_documents("pydoc", split="heldout")[:30]]
+    for text in [*texts, "for i in range(10):\n\treturn", "微积分的基本定理，是什么？"]:
+        ids = ours.encode(text)
+        assert theirs.encode(text) == [1, *ids], text
+        if not text.startswith(" "):
+            assert ours.decode(ids) == text
 
 
 def test_gpt1_ids_are_those_of_transformers(tmp_path):
