@@ -24,11 +24,8 @@ from gptjax.data.mixture import Mixture
 from gptjax.errors import require
 from gptjax.generation.decode import left_pad
 from gptjax.generation.sampling import SamplingConfig
-from gptjax.losses.group_advantages import (
-    group_normalised_advantages,
-    leave_one_out_advantages,
-    reply_weights,
-)
+from gptjax.losses.group_advantages import group_normalised_advantages, leave_one_out_advantages
+from gptjax.losses.masked import token_weights
 from gptjax.losses.ppo import policy_loss, ratio_variance
 from gptjax.losses.rewards import eos_penalty
 from gptjax.models.functional import ModelDefinition
@@ -155,7 +152,8 @@ def make_experience(config: GroupedConfig):
             "objective/rlhf_reward": rewards.mean(),
             "val/equal_groups": (scores_GxK.max(1) == scores_GxK.min(1)).mean(),
         }
-        weights = reply_weights(mask, aggregate="mean" if config.estimator == "grpo" else "sum")
+        aggregate = "seq_mean_token_mean" if config.estimator == "grpo" else "seq_mean_token_sum"
+        weights = token_weights(mask, aggregate)
         batch = {"rollout": rollout, "old_log_probs": log_probs, "weights": weights}
         return batch | {"advantages": advantages_of(config, rewards)}, metrics
 

@@ -56,7 +56,8 @@ class PpoConfig:
         accumulate: micro-batches per minibatch.
         gamma, gae_lambda: discount and trace of the advantages.
         clip, value_clip: half-widths of the trusted intervals of ratio and value.
-        kl_coef, kl_estimator: price of a nat of divergence from the reference, per token, and its estimate.
+        kl_coef, kl_estimator: price of a nat of divergence from the reference, per token, and its estimate;
+            paid where `conventions.kl_in` says.
         kl_target, kl_horizon: with a target in nats the coefficient adapts (Ziegler et al. 2019).
         kl_limit: a rollout that is farther from the reference than this, in nats per reply, is not learnt
             from: where the policy has gone so far the reward model is no longer a guide. None has no limit.
@@ -134,6 +135,10 @@ class PpoConfig:
             raise ValueError(
                 f"conventions.cut_after = {self.conventions.cut_after} must be below "
                 f"sampling.max_new_tokens = {self.sampling.max_new_tokens}, or every reply is rejected"
+            )
+        if self.conventions.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "conventions.kl_in = 'loss' needs kl_estimator 'k2' or 'k3': the gradient of k1 averages to 0"
             )
         if self.ptx_coef and not self.corpora:
             raise ValueError("ptx_coef needs corpora: name the text whose loss is to be kept")
