@@ -61,6 +61,8 @@ class GroupedConfig:
         prompts: as in PPO.
         estimator: "rloo" (leave-one-out baseline, the tokens of a reply summed), "grpo" (standardised in the
             group, the tokens of a reply averaged) or "dr_grpo" (centred in the group, summed).
+        ratio: what the clip bounds: the probability ratio of each "token", or one of the "reply", as in TRL's
+            RLOO; with "grpo" that is the geometric mean of its tokens' (GSPO, Zheng et al. 2025).
         group_size: replies to a prompt (K).
         kl_coef: reward units that a reply pays for a nat of divergence from the reference.
         missing_eos_penalty: what a reply that never ends loses.
@@ -75,6 +77,7 @@ class GroupedConfig:
     reward: str = ""
     prompts: str = "ratings"
     estimator: Literal["rloo", "grpo", "dr_grpo"] = "rloo"
+    ratio: Literal["token", "reply"] = "token"
     group_size: Count = 4
     kl_coef: NonNegative = 0.02
     missing_eos_penalty: NonNegative = 1.0
@@ -165,12 +168,15 @@ def make_grouped_loss(config: GroupedConfig, language: ModelDefinition):
 
     def loss_fn(params, batch, totals, key):
         log_probs, _ = response_log_probs(language, params, batch["rollout"], config.sampling.temperature)
-        advantages_BxT = jnp.broadcast_to(batch["advantages"][:, None], log_probs.shape)
-        given = log_probs, batch["old_log_probs"], advantages_BxT
-        loss, _ = policy_loss(*given, batch["weights"], clip=config.clip, denominator=totals["replies"])
+        old, weights, advantages_Bx1 = batch["old_log_probs"], batch["weights"], batch["advantages"][:, None]
+        given = log_probs, old, jnp.broadcast_to(advantages_Bx1, log_probs.shape)
         # What is watched is a mean over tokens, whatever a token counts in the loss.
         mask, tokens = batch["rollout"].mask, totals["tokens"]
         _, metrics = policy_loss(*given, mask, clip=config.clip, denominator=tokens)
+        if config.ratio == "reply":
+            whole = [jnp.sum(x * weights, axis=1, keepdims=True) for x in (log_probs, old)]
+            given, weights = (*whole, advantages_Bx1), jnp.ones_like(advantages_Bx1)
+        loss, _ = policy_loss(*given, weights, clip=config.clip, denominator=totals["replies"])
         return loss, metrics | {"loss/policy_avg": jax.lax.stop_gradient(loss)}
 
     return loss_fn
