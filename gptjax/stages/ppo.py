@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from gptjax.ranges import BelowOne, Count, Fraction, Natural, NonNegative, Posit
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, replicated
 from gptjax.stages.adapters import merged, save_adapters
-from gptjax.stages.conventions import Conventions
+from gptjax.stages.conventions import PRESETS, Conventions
 from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo_data import ppo_lengths, prompt_rows, ptx_rows, read_prompts
@@ -122,6 +122,7 @@ class PpoConfig:
     eval_bytes: Count = 40_000
     tracking: TrackingConfig | None = None
     seed: Seed = 0
+    presets: ClassVar = PRESETS
 
     def __post_init__(self):
         if self.batch_size % self.minibatches:
