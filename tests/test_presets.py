@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import tiny
+from documentation import ROOT
 
-from gptjax.config import ConfigError
+from gptjax.config import ConfigError, load_experiment
 from gptjax.overrides import describe, override
 from gptjax.stages.conventions import PRESETS, Conventions
 from gptjax.stages.ppo import PpoConfig
+from gptjax.sweeps.plan import SweepConfig, plan
 
 BASE = PpoConfig(iterations=1, batch_size=8, corpora={"text": 1.0})
 ROAD = tiny.config(Path("data"))
@@ -38,3 +40,15 @@ def test_a_preset_is_named_on_the_command_line():
 def test_a_preset_that_cannot_be_applied_is_refused(words, sentence):
     with pytest.raises(ConfigError, match=sentence):
         override(ROAD, words.split(), "exp.py")
+
+
+def test_a_sweep_lays_presets_beside_each_other(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    arms = {f"{name}/three": f"--preset {name} --epochs 3" for name in PRESETS}
+    config = SweepConfig(experiment="experiments/instructgpt/ppo.py", arms=arms, seeds=(0, 1))
+    cells, plain = plan(config, "sweep.py", tmp_path), load_experiment(config.experiment)
+    assert {(cell.arm, cell.seed): cell.config for cell in cells} == {
+        (f"{name}/three", seed): replace(preset(plain), epochs=3, seed=seed)
+        for name, preset in PRESETS.items()
+        for seed in config.seeds
+    }

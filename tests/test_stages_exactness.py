@@ -111,6 +111,8 @@ def test_killed_in_any_phase_it_ends_with_the_same_digests(runs, whole, phase):
     runs.run(name)
     first = phase == "in the first iteration's self-check"
     assert first or "resumed at step" in runs.log(name)
+    checked = "self-check passed at the start from iteration 5" in runs.log(name)
+    assert checked == ("resumed at step 4" in runs.log(name))
     assert_same_run(whole, runs.root / name)
     rows = read_metrics(whole / "metrics.jsonl")
     assert all(set(DIGESTS) <= set(row) for row in rows)
@@ -240,6 +242,7 @@ def test_the_check_is_made_again(runs, whole):
     again = runs.run("again", config=dataclasses.replace(runs.config, self_check_every=2))
     rows = read_metrics(again / "metrics.jsonl")
     names = ("sampler_gap", "left_padding_gap", "right_padding_gap", "batch_gap", "first_ratio_gap")
+    names += ("critic_padding_gap", "reward_padding_gap")
     for row in rows:
         logged = {name for name in row if name.startswith("self_check/")}
         first = {"self_check/kl_of_equal_models"} if row["step"] == 1 else set()

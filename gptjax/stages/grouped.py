@@ -42,7 +42,7 @@ from gptjax.stages.ppo_evaluation import evaluate_policies
 from gptjax.stages.ppo_iteration import minibatch_order
 from gptjax.stages.reply_rewards import make_scorer, read_questions, share_right
 from gptjax.stages.rollout import Rollout, draw, response_log_probs
-from gptjax.stages.self_check import announce, check_due, check_first_ratio, check_summary, make_check
+from gptjax.stages.self_check import SelfCheck, announce, check_summary
 from gptjax.stages.sharded import bounded, compile_step, create_state, first_step
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
@@ -189,7 +189,7 @@ def count_totals(batch) -> dict[str, jax.Array]:
 
 def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_replies, optimizer, mesh):
     """`iteration(state, prompts, key) -> (state, metrics)`: rollout, scores, advantages, all updates."""
-    dtype, K = language.config.compute_dtype, config.group_size
+    K = config.group_size
 
     def request_keys(key, step):
         return jax.random.split(jax.random.fold_in(key, step), config.batch_size)
@@ -201,7 +201,7 @@ def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_
         return draw(language, params, tokens, mask, request_keys(key, step), config.sampling, *ends)
 
     score, experience = make_score(config, language), make_experience(config)
-    check = make_check(config, language, score)
+    check = SelfCheck(config, language, score)
     take = jax.jit(lambda tree, index: jax.tree.map(lambda x: x[index], tree))
     loss = make_grouped_loss(config, language)
     update = compile_step(make_train_step(loss, count_totals, optimizer, accumulate=config.accumulate), mesh)
@@ -217,14 +217,14 @@ def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_
             made, metrics = experience(rollout, scores, *score(policy.params, rollout), ref_log_probs)
             floats = {"rewards": scores} | {name: made[name] for name in ("advantages", "old_log_probs")}
             keys = partial(request_keys, rollout_key)
-            metrics |= check(policy.params, reference, rollout, floats, keys, number)
+            metrics |= check.of_rollout(policy.params, reference, rollout, floats, keys, number)
         parts = []
         for index in minibatch_order(config, number):
             policy, update_metrics = update(policy, take(made, index), policy_key)
             parts.append(update_metrics)
             bounded(parts)
-            if check_due(config, number) and len(parts) == 1:
-                metrics |= check_first_ratio(update_metrics, dtype, number)
+            if len(parts) == 1:
+                metrics |= check.of_update(update_metrics, number)
         updates = {name: jnp.stack([part[name] for part in parts]).mean() for name in parts[0]}
         updates["skipped"] = jnp.stack([part["skipped"] for part in parts]).max()
         updates["val/ratio_var"] = ratio_variance(updates["val/ratio"], updates.pop("val/ratio_spread"))
