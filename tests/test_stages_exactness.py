@@ -194,6 +194,41 @@ def test_with_adapters_there_is_one_copy_of_the_base(runs):
     assert adapters < base / 20
 
 
+def recorded(jit, programs: list):
+    """`jax.jit` whose programs leave their name, their arguments' leaves and their sizes in memory."""
+
+    def recording(function, **choices):
+        jitted = jit(function, **choices)
+
+        def call(*arguments):
+            leaves = jax.tree.leaves(arguments)
+            if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+                sizes = jitted.lower(*arguments).compile().memory_analysis()
+                programs.append((function.__qualname__, leaves, sizes))
+            return jitted(*arguments)
+
+        return call
+
+    return recording
+
+
+@pytest.mark.slow
+def test_no_program_of_an_adapted_iteration_takes_the_base_twice(runs, monkeypatch):
+    programs = []
+    monkeypatch.setattr(jax, "jit", recorded(jax.jit, programs))
+    ready = prepare(runs.adapted, make_mesh(MeshConfig()))
+    programs.clear()
+    ready.iteration(ready.start, ready.batch_at(0), ready.key)
+    held, readers = jax.tree.leaves(ready.base.params), set()
+    for name, leaves, sizes in programs:
+        times = {sum(leaf is part for leaf in leaves) for part in held}
+        assert times in ({0}, {1}), name
+        if times == {1}:
+            readers.add(name.split(".")[0])
+            assert sizes.argument_size_in_bytes < 2 * nbytes(ready.base.params), name
+    assert readers >= {"make_rollout", "make_score", "SelfCheck", "make_adapted_step"}
+
+
 @pytest.mark.slow
 def test_the_adapted_policy_is_the_base_and_what_was_learnt(runs, adapted):
     rows = read_metrics(adapted / "metrics.jsonl")

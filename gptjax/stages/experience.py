@@ -19,7 +19,7 @@ from gptjax.losses.rewards import (
     token_rewards,
     with_slot_after,
 )
-from gptjax.stages.adapters import whole
+from gptjax.stages.adapters import attached
 from gptjax.stages.language_loss import count_tokens, make_language_loss
 from gptjax.stages.rollout import Rollout, cut_replies, response_log_probs, response_values, reward_scores
 
@@ -48,7 +48,7 @@ class Experience:
 
 def make_score(config, language):
     """Jitted `score(params, rollout)`: `response_log_probs` at the sampling temperature."""
-    return jax.jit(lambda p, r: response_log_probs(language, whole(p), r, config.sampling.temperature))
+    return jax.jit(lambda p, r: response_log_probs(language, attached(p), r, config.sampling.temperature))
 
 
 def reply_metrics(rollout: Rollout, log_probs, ref_log_probs, entropies, ended) -> dict[str, jax.Array]:

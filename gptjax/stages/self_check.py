@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.errors import INTERNAL, UserError
-from gptjax.stages.adapters import whole
+from gptjax.stages.adapters import attached
 from gptjax.stages.rollout import Rollout, divergences, response_logits, response_values, reward_scores
 
 # Largest difference between two ways to compute the same log-probability, in nats. float32 sums in another
@@ -59,7 +59,7 @@ class SelfCheck:
         self._config, self._score, self._dtype = config, score, language.config.compute_dtype
         temperature = config.sampling.temperature
         # Each model by itself: adapted ones share a base, which a program of both would take twice.
-        self._logits = jax.jit(lambda params, r: response_logits(language, whole(params), r))
+        self._logits = jax.jit(lambda params, r: response_logits(language, attached(params), r))
         self._kl = jax.jit(lambda ours, theirs, r: divergences(ours, theirs, r, temperature).mean())
         self._padding_gap = jax.jit(lambda params, r: padding_gap(scalar, params, r))
         self._first: int | None = None
