@@ -56,7 +56,8 @@ class SelfCheck:
     """
 
     def __init__(self, config, language, score, scalar=None):
-        self._config, self._score, self._dtype = config, score, language.config.compute_dtype
+        self._config, self._dtype = config, language.config.compute_dtype
+        self._log_probs = lambda params, r: score(params, r)[0]
         temperature = config.sampling.temperature
         # Each model by itself: adapted ones share a base, which a program of both would take twice.
         self._logits = jax.jit(lambda params, r: response_logits(language, attached(params), r))
@@ -82,9 +83,17 @@ class SelfCheck:
             return {} if self._config.self_check else {"self_check/off": 1.0}
         part = some_replies(rollout)
         padding = {name: float(self._padding_gap(params, part)) for name, params in (judges or {}).items()}
-        keys = jnp.stack([keys_of(number), keys_of(number + 1)])
-        models = lambda *given: self._score(*given)[0], policy, reference  # noqa: E731
-        gaps = check_identities(*models, rollout, floats, keys, self._dtype, number, padding)
+        gaps = check_identities(
+            self._log_probs,
+            policy,
+            reference,
+            rollout,
+            floats,
+            jnp.stack([keys_of(number), keys_of(number + 1)]),
+            self._dtype,
+            number,
+            padding,
+        )
         if not check_due(self._config, number):
             print(f"self-check passed at the start from iteration {number + 1}", flush=True)
             return {}
