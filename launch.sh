@@ -9,7 +9,7 @@ usage: ./launch.sh COMMAND [--dry-run] [ARGUMENTS]
   quickstart [ARGUMENTS]    pretrain, fine-tune, learn a reward, align with PPO, report: from raw text to a chat
                             model in 13 to 17 minutes on two cores; run again, it resumes. ARGUMENTS go to
                             `gptjax train`, such as --pretrain.steps 100
-  test [ARGUMENTS]          the tests, offline; ARGUMENTS go to pytest
+  test [ARGUMENTS]          the tests, offline once installed; ARGUMENTS go to pytest, such as -k tokenizer
   chat [RUN] [ARGUMENTS]    talk to a run's model; without RUN, to SmolLM2-135M-Instruct, which is fetched once
                             (93 MB). ARGUMENTS go to `gptjax chat`, such as --temperature 0
   local -- COMMAND ...      any command inside the environment, such as: local -- gptjax chat runs/quickstart
@@ -20,6 +20,9 @@ usage: ./launch.sh COMMAND [--dry-run] [ARGUMENTS]
   --help                    this text
 
   --dry-run                 print the commands instead of running them
+
+The first start makes .venv and installs there, which needs a network; later ones install what a command lacks. To
+begin anew, delete .venv; runs/ stays.
 
 environment:
   ACCELERATOR=cuda12|cuda13|tpu   install JAX for this accelerator (default: the CPU only)
@@ -117,14 +120,15 @@ install() { # install EXTRAS: installs the package with these extras, unless tha
     *) fail 2 "ACCELERATOR=$ACCELERATOR is unknown: it is cuda12, cuda13 or tpu, or not set for the CPU" ;;
     esac
     make_environment
-    stamp=.venv/installed-$({ cat setup.cfg && echo "$extras"; } | cksum | tr ' ' '-')
+    # A checkout that has moved is installed again: scripts in .venv begin with the folder's name.
+    stamp=.venv/installed-$({ cat setup.cfg && echo "$extras" "$PWD"; } | cksum | tr ' ' '-')
     [[ -e $stamp ]] && return
     if [[ $dry_run == no ]]; then
         echo "installing gptjax[$extras] into .venv (a minute or two, once)"
         .venv/bin/python -m pip --version >/dev/null 2>&1 || fail 2 ".venv has no pip: delete it and run again"
         .venv/bin/python -m pip install --disable-pip-version-check --no-input -e ".[$extras]" >"$log" 2>&1 || {
             tail -n 15 "$log" >&2
-            fail 1 "the installation failed: its whole output is in $PWD/$log"
+            fail 1 "the installation failed, for want of a network or as the lines above say (all of them: $PWD/$log): mend it and run again"
         }
         touch "$stamp"
         echo "installed in $((SECONDS - begun)) s"

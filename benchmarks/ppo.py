@@ -1,8 +1,9 @@
 """Seconds of one PPO iteration of gptjax and of TRL 1.12.0, the last release with PPO, and of its phases.
 
 Policy, reference, critic and reward model are four networks of one shape. Prompts of 64 tokens, replies of
-64, batch 16, four epochs of one minibatch, float32, the conventions of TRL; the phases are the rollout, the
-scoring (log-probabilities, values, rewards, advantages) and the updates of policy and critic.
+64, batch 16, four epochs of one minibatch, the conventions of TRL; the phases are the rollout, the scoring
+(log-probabilities, values, rewards, advantages) and the updates of policy and critic. Each precision is set
+beside TRL's own: bfloat16 is TRL's mixed precision, the one it has unless it is told otherwise.
 
     python benchmarks/ppo.py
 """
@@ -122,7 +123,7 @@ def build_gptjax(shape: Shape, batch: int, prompt: int, reply: int, dtype: str):
     }
 
 
-def build_trl(shape: Shape, batch: int, prompt: int, reply: int):
+def build_trl(shape: Shape, batch: int, prompt: int, reply: int, dtype: str):
     """An iteration of `PPOTrainer.train`, warm: (work, facts)."""
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
     import torch
@@ -181,7 +182,7 @@ def build_trl(shape: Shape, batch: int, prompt: int, reply: int):
         args=PPOConfig(
             output_dir="unused",
             use_cpu=not torch.cuda.is_available(),
-            bf16=False,
+            bf16=dtype == "bfloat16",
             gradient_checkpointing=False,
             report_to="none",
             disable_tqdm=True,
@@ -223,17 +224,19 @@ def start_workers(options: Namespace) -> list[Worker]:
     """The processes of all implementations, warm."""
     size = (TINY, 4, 8, 8) if options.quick else (MODEL_A, BATCH, PROMPT, REPLY)
     builds = {}
-    if installed(PEER, PEER_VERSION) and installed("torch"):
-        builds[PEER] = partial(build_trl, *size)
+    peer_is_there = installed(PEER, PEER_VERSION) and installed("torch")
     for dtype in options.compute_dtype:
+        if peer_is_there:
+            builds[f"{PEER} {dtype}"] = partial(build_trl, *size, dtype)
         builds[f"gptjax {dtype}"] = partial(build_gptjax, *size, dtype)
     return start(builds, options.threads)
 
 
 def row(name: str, bursts: list[Burst], facts: dict, quiet: bool) -> dict:
-    """One implementation's line of the table."""
+    """One implementation's line of the table, its ratios to TRL in the same precision."""
     figures = summarise(bursts)
-    one, peer = figures[name], figures.get(PEER)
+    peer_name = f"{PEER} {name.split()[-1]}"
+    one, peer = figures[name], figures.get(peer_name)
     columns = {
         "implementation": name,
         "s/iteration": one.seconds_per_unit,
@@ -245,7 +248,9 @@ def row(name: str, bursts: list[Burst], facts: dict, quiet: bool) -> dict:
     medians = {who: median_phases(bursts, who) for who in figures}
     for phase in PHASES:
         columns[f"{phase} s"] = medians[name][phase]
-        columns[f"{phase}: speed / {PEER}"] = medians[PEER][phase] / medians[name][phase] if peer else None
+        columns[f"{phase}: speed / {PEER}"] = (
+            medians[peer_name][phase] / medians[name][phase] if peer else None
+        )
     return columns | {
         "compile s": facts[name]["compile_seconds"],
         "peak MiB": one.peak_mib,
@@ -279,7 +284,10 @@ def main() -> None:
     quiet = is_quiet(summarise(bursts).values())
     rows = [row(name, bursts, facts, quiet) for name in facts]
     speeds = {one["implementation"]: one[f"speed / {PEER}"] for one in rows}
-    bars = [bar(f"speed / {PEER}, gptjax float32", speeds.get("gptjax float32"), SPEED_BAR, at_least=True)]
+    bars = [
+        bar(f"speed / {PEER}, gptjax {dtype}", speeds[f"gptjax {dtype}"], SPEED_BAR, at_least=True)
+        for dtype in chosen.compute_dtype
+    ]
     shape = asdict(TINY if chosen.quick else MODEL_A)
     publish("ppo", chosen, bursts, rows, bars, facts=facts, shape=shape)
 

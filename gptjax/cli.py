@@ -11,6 +11,7 @@ import select
 import sys
 from pathlib import Path
 
+from gptjax.arguments import CommandParser, Parser
 from gptjax.errors import DATA, UserError
 
 BROKEN_PIPE = 141  # as the shell says it of a program that SIGPIPE ended
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif arguments[:1] == ["plan"]:
             code = importlib.import_module("gptjax.planning.command").run_plan(arguments[1:])
         else:
-            options = _parser().parse_args(arguments)
+            options = parser().parse_args(arguments)
             code = options.command(options)
         sys.stdout.flush()  # or the end of the interpreter would be the first to notice a closed pipe
         return code
@@ -55,13 +56,23 @@ def _output_is_closed() -> bool:
     return closed
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gptjax", description="The road from GPT to ChatGPT in JAX.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+def parser() -> Parser:
+    """The commands and their options."""
+    found = Parser(prog="gptjax", description="The road from GPT to ChatGPT in JAX.")
+    commands = found.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=CommandParser
+    )
     # `train` and `plan` have their own parsers, because the keys they take are those of the experiment.
     commands.add_parser("train", help="run an experiment file, or resume it")
     commands.add_parser("plan", help="what an experiment needs, takes and costs, without its devices")
+    _add_sweeps(commands)
+    _add_runs(commands)
+    _add_exchange(commands)
+    _add_listings(commands)
+    return found
 
+
+def _add_sweeps(commands) -> None:
     sweep = commands.add_parser("sweep", help="run arms x seeds, what is not finished yet")
     sweep.add_argument("file", type=Path, help="a Python file with sweep()")
     sweep.add_argument(
@@ -93,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--plot", type=Path, metavar="FILE", help="draw them as well: a .png or .svg file")
     compare.set_defaults(command=_compare)
 
+
+def _add_runs(commands) -> None:
     chat = commands.add_parser("chat", help="talk to a trained model in the terminal")
     chat.add_argument("run", type=Path, help="the run's folder, such as runs/quickstart")
     chat.add_argument("--temperature", help="0 takes the likeliest token")
@@ -119,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("run", type=Path, help="the run's folder: of a stage or of a road")
     verify.set_defaults(command=_verify)
 
+
+def _add_exchange(commands) -> None:
     take = commands.add_parser("import", help="make a run of a GGUF file or a Hugging Face folder")
     take.add_argument("source", type=Path, help="the file or the folder")
     take.add_argument("--name", help="the run's name (default: the source's)")
@@ -138,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(command=_export)
 
+
+def _add_listings(commands) -> None:
     models = commands.add_parser("models", help="list the published models and the memory they need")
     models.add_argument("families", nargs="*", metavar="FAMILY", help="such as llama3; all without it")
     models.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
@@ -146,7 +163,6 @@ def _parser() -> argparse.ArgumentParser:
     env = commands.add_parser("env", help="print versions and devices, to paste into a bug report")
     env.add_argument("--json", action="store_true", help="print JSON")
     env.set_defaults(command=_env)
-    return parser
 
 
 def _sweep(options: argparse.Namespace) -> int:

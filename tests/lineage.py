@@ -1,11 +1,16 @@
-"""Small models of the lineage with fixed parameters and inputs: for stored numbers, for parity with torch."""
+"""Small models of the lineage with fixed parameters and inputs: for stored numbers, for parity with torch.
+
+What is stored of a gradient is its slope along one random direction of every parameter array. Whoever has the
+gradient under other names, or no gradient but differences, finds the same numbers.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from golden import check_golden
 
 from gptjax.models.encoder_decoder import EncoderDecoder
-from gptjax.models.families import bert, gpt1, gpt3, llama31, transformer
+from gptjax.models.families import bert, gpt1, gpt2, gpt3, llama, llama31, transformer
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel, MaskedLanguageModel
 from gptjax.models.rotary import RotaryScaling
@@ -34,6 +39,18 @@ def direction(shape):
 def gpt1_case():
     """(definition, params, `params -> logits`)."""
     definition = ModelDefinition(LanguageModel, gpt1("117M", **TINY))
+    return definition, random_params(definition), lambda p: definition.apply(p, jnp.asarray(TOKENS))
+
+
+def gpt2_case():
+    """As `gpt1_case`."""
+    definition = ModelDefinition(LanguageModel, gpt2("124M", **TINY))
+    return definition, random_params(definition), lambda p: definition.apply(p, jnp.asarray(TOKENS))
+
+
+def llama_case(kv_heads=None):
+    """As `gpt1_case`, with as many key heads as query heads, or with fewer, which groups of queries share."""
+    definition = ModelDefinition(LanguageModel, llama("7B", **TINY, kv_heads=kv_heads, mlp_width=24))
     return definition, random_params(definition), lambda p: definition.apply(p, jnp.asarray(TOKENS))
 
 
@@ -110,3 +127,30 @@ def sampled(logits, scalar, count=24) -> dict[str, float]:
     flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(logits)])
     places = np.linspace(0, flat.size - 1, count).astype(int)
     return {"scalar": float(scalar)} | {f"logit {place}": float(flat[place]) for place in places}
+
+
+def ways(tree) -> dict[str, np.ndarray]:
+    """{name of a leaf: a fixed random direction of its shape}."""
+    rng = np.random.default_rng(5)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {".".join(key.key for key in path): rng.normal(size=leaf.shape) for path, leaf in leaves}
+
+
+def slopes(gradient) -> dict[str, float]:
+    """{name of a leaf: the product of its gradient and its direction}."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradient)]
+    named = zip(ways(gradient).items(), leaves, strict=True)
+    return {name: float((leaf * way).sum()) for (name, way), leaf in named}
+
+
+def check_figures(name, logits, scalar, slopes):
+    """Compares with what is stored, or stores it: `goldens/<name>_logits.json`, `<name>_gradients.json`."""
+    check_golden(f"{name}_logits", sampled(logits, scalar))
+    check_golden(f"{name}_gradients", slopes, size=None)
+
+
+def figures(case):
+    """(logits, scalar, slopes of the gradient) of a case."""
+    _, params, logits_of = case
+    (scalar, logits), gradient = jax.jit(jax.value_and_grad(scalar_of(logits_of), has_aux=True))(params)
+    return logits, scalar, slopes(gradient)

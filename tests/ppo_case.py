@@ -17,6 +17,8 @@ from gptjax.stages.rollout import Rollout, draw
 from gptjax.training.optimizers import OptimizerConfig
 
 END, PAD, B = 1, 0, 8
+# Metrics that are differences of numbers which would be equal without rounding.
+ROUNDING = ("val/sampler_gap", "max_seq_mult_prob_error", "mean_seq_mult_prob_error")
 # Wide initial weights: a model that prefers some tokens, so that every formula has something to get wrong.
 MODEL = DecoderConfig(
     vocab_size=23, context_length=24, width=16, layers=1, heads=2, loop="unroll", init_std=0.3

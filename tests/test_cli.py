@@ -88,6 +88,8 @@ def test_help_of_an_experiment_shows_its_docstring_and_keys(workplace, capsys):
         (["experiments/tiny.py", "--steps", "x"], 2, "must be an integer"),
         (["experiments/tiny.py", "--steps", "-1.5"], 2, "must be an integer, but '-1.5' was given"),
         (["experiments/tiny.py", "--print-confg"], 2, "the nearest valid option is '--print-config'"),
+        (["experiments/tiny.py", "--rewind-to", "x"], 2, "'--rewind-to' of gptjax train must be an integer"),
+        (["experiments/tiny.py", "--runs"], 2, "option '--runs' of gptjax train has no value: write --runs"),
         (
             ["experiments/tiny.py", "--runs", "experiments/tiny.py"],
             2,
@@ -101,6 +103,29 @@ def test_an_error_is_one_sentence_and_an_exit_code(workplace, capsys, words, cod
     assert gptjax("train", *words) == code
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and shown.count("\n") == 1 and sentence in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("", "gptjax needs COMMAND: see gptjax --help"),
+        ("tran experiments/tiny.py", "unknown command 'tran' of gptjax: the nearest is 'train'"),
+        ("sweep", "gptjax sweep needs file: see gptjax sweep --help"),
+        ("sweep x.py --backend slrm", "unknown --backend 'slrm' of gptjax sweep: the nearest is 'slurm'"),
+        ("sweep x.py --jobs two", "option '--jobs' of gptjax sweep must be an integer, but 'two' was given"),
+        ("compare x.py --metrc a", "unknown option '--metrc' of gptjax compare: the nearest is '--metric'"),
+        (
+            "compare x.py --metric a --runs",
+            "option '--runs' of gptjax compare has no value: write --runs VALUE",
+        ),
+        ("env now", "unrecognized arguments: now: see gptjax env --help"),
+        ("plan", "gptjax plan needs experiment: see gptjax plan --help"),
+        ("plan x.py --price much", "option '--price' of gptjax plan must be a number, but 'much' was given"),
+    ],
+)
+def test_a_mistyped_command_is_one_sentence(workplace, capsys, command, sentence):
+    assert gptjax(*command.split()) == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 def test_an_interrupt_is_130_and_a_stop_signal_75(workplace, capsys):

@@ -1,6 +1,7 @@
 """ChatML, the dialogues of chatterbot-corpus, a user's dialogues, and the fifty questions."""
 
 import configparser
+import gzip
 import json
 import re
 import sys
@@ -37,9 +38,9 @@ def turns(*contents):
     return [{"role": ("user", "assistant")[n % 2], "content": c} for n, c in enumerate(contents)]
 
 
-def written(tmp_path, *rows):
-    file = tmp_path / "dialogues.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def written(tmp_path, *rows, name="dialogues.jsonl"):
+    file, lines = tmp_path / name, "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
     return file
 
 
@@ -119,9 +120,11 @@ def test_dropped_duplicates_are_counted(tmp_path):
     assert len(train) + len(read_dialogues(tmp_path, split="heldout")) == 30
 
 
-def test_a_users_dialogues_are_read_and_a_last_user_turn_is_dropped(tmp_path):
-    file = written(tmp_path, {"messages": [*DIALOGUE, {"role": "user", "content": "?"}], "more": 1})
-    assert read_dialogues(file) == [DIALOGUE]
+@pytest.mark.parametrize("name", ["dialogues.jsonl", "dialogues.jsonl.gz"])
+def test_a_users_dialogues_are_read_and_a_last_user_turn_is_dropped(tmp_path, name):
+    row = {"messages": [*DIALOGUE, {"role": "user", "content": "?"}], "more": 1}
+    file = written(tmp_path, row, name=name)
+    assert read_dialogues(file) == read_dialogues(tmp_path) == [DIALOGUE]
     assert located_dialogues(file) == [(DIALOGUE, (str(file), 1))]
 
 

@@ -27,6 +27,19 @@ def test_every_rule_by_hand(text, why):
     assert why_left_out(text) == why
 
 
+def test_a_file_of_a_megabyte_is_kept_and_a_larger_one_left_out(tmp_path):
+    """The paper's bound is on bytes; each é here is two."""
+    line, counts = "# é and letters to be read as one line\n", BadRows()
+    text = GOOD + line * ((1_000_000 - len(GOOD)) // len(line.encode()))
+    text += "#" * (1_000_000 - len(text.encode()))
+    (tmp_path / "kept.py").write_text(text, "utf-8")
+    (tmp_path / "larger.py").write_text(text + "#", "utf-8")
+    assert len(text.encode()) == 1_000_000 and len(text) < 990_000
+    assert read_code(tmp_path / "kept.py", counts) == text
+    assert read_code(tmp_path / "larger.py", counts) is None
+    assert counts.left_out == {"files larger than 1 MB": 1}
+
+
 def test_functions_are_cut_out_with_their_decorators_and_the_rest_compiles():
     source = (
         "import x\n\n\n@x.wraps\n@x.cache\ndef add(a, b):\n    def inner():\n        pass\n    return a + b\n"

@@ -1,5 +1,6 @@
 """Preferences: both file formats, every fault counted, and the arrays a reward model reads."""
 
+import gzip
 import json
 
 import numpy as np
@@ -12,15 +13,18 @@ from gptjax.data.quality import BadRows, DataError
 PROMPT = [{"role": "user", "content": "Say hello."}]
 
 
-def written(tmp_path, *rows):
-    file = tmp_path / "preferences.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def written(tmp_path, *rows, name="preferences.jsonl"):
+    file, lines = tmp_path / name, "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
     return file
 
 
-def test_a_pair_is_read_with_the_chosen_above_the_rejected(tmp_path):
-    file = written(tmp_path, {"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."})
-    assert read_preferences(file) == [RankedReplies(PROMPT, ["Hello!", "No."], [1.0, 0.0])]
+@pytest.mark.parametrize("name", ["preferences.jsonl", "preferences.jsonl.gz"])
+def test_a_pair_is_read_with_the_chosen_above_the_rejected(tmp_path, name):
+    file = written(tmp_path, {"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."}, name=name)
+    (group,) = read_preferences(tmp_path)
+    assert group == RankedReplies(PROMPT, ["Hello!", "No."], [1.0, 0.0])
+    assert group.origin == (str(file), 1)
 
 
 def test_a_lower_rank_is_a_higher_score_and_equal_ranks_tie(tmp_path):

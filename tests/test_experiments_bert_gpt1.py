@@ -48,10 +48,12 @@ ARMS = {
 }
 
 
-@pytest.mark.parametrize("paper", BASES)
-def test_two_steps(bases, tmp_path, paper):
-    config = load_experiment(ROOT / paper / f"{ARMS[paper][0]}.py")
-    assert config.base == f"runs/{paper}/pretrain" and config.lm_weight == (0.5 if paper == "gpt1" else 0.0)
+@pytest.mark.parametrize(
+    ("paper", "arm"), [(paper, arm) for paper, (base, others) in ARMS.items() for arm in (base, *others)]
+)
+def test_two_steps(bases, tmp_path, paper, arm):
+    config = load_experiment(ROOT / paper / f"{arm}.py")
+    assert config.base == f"runs/{paper}/pretrain"
     small = {"base": str(bases / paper), "source": str(bases / "texts.jsonl")}
     classify.run(replace(config, **small, **SMALL), tmp_path / "run")
     assert read_done(tmp_path / "run")["heldout"]["examples"] > 5
@@ -60,6 +62,8 @@ def test_two_steps(bases, tmp_path, paper):
 @pytest.mark.parametrize("paper", BASES)
 def test_the_other_arms_are_their_difference(paper):
     base, others = ARMS[paper]
+    lm_weight = load_experiment(ROOT / paper / f"{base}.py").lm_weight
+    assert lm_weight == (0.5 if paper == "gpt1" else 0.0)
     files = {file.stem for file in (ROOT / paper).glob("*.py")} - {"sweep"}
     assert files == {"pretrain", base, *others}
     for name, changes in others.items():

@@ -164,13 +164,22 @@ def test_what_is_installed_is_not_installed_again(launch):
     assert "installing" in launch("quickstart").stdout
 
 
+def test_a_checkout_that_has_moved_is_installed_again(launch):
+    fake_environment(launch.checkout)
+    assert "installing" in launch("quickstart").stdout and "installing" not in launch("quickstart").stdout
+    moved = launch.checkout.rename(launch.checkout.with_name("moved"))
+    shown = subprocess.run([moved / "launch.sh", "quickstart"], capture_output=True, text=True)
+    assert "installing gptjax[data,report,chat]" in shown.stdout, shown.stderr
+
+
 def test_a_failed_installation_shows_why_and_is_tried_again(launch):
     script = '[[ $1 == -c || $4 == "" ]] || { echo no matching distribution; exit 1; }'
     write_script(launch.checkout / ".venv" / "bin" / "python", script)
     for _ in range(2):
         shown = launch("test")
         assert shown.returncode == 1
-        assert "no matching distribution" in shown.stderr and "install.log" in shown.stderr
+        assert "no matching distribution" in shown.stderr and "for want of a network" in shown.stderr
+        assert "install.log" in shown.stderr and shown.stderr.endswith("run again\n")
 
 
 def test_local_runs_a_command_inside_the_environment(launch):

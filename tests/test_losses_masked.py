@@ -21,7 +21,7 @@ MASK = jnp.array([0, 1, 1, 0])
 
 
 @pytest.mark.parametrize(
-    "module", ["masked", "lm", "ranking", "rewards", "ppo", "preference", "group_advantages"]
+    "module", ["masked", "lm", "ranking", "rewards", "ppo", "preference", "odds", "group_advantages"]
 )
 def test_every_public_loss_has_an_example_that_runs(module):
     module = importlib.import_module(f"gptjax.losses.{module}")

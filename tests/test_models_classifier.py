@@ -20,15 +20,16 @@ ENDS = np.array([[11, 8], [5, 9], [7, 3]])
 
 @pytest.fixture(scope="module", params=[(name, classes) for name in TRUNKS for classes in (3, None)], ids=str)
 def case(request):
-    """(name of the trunk, classes, `(tokens, ends) -> logits`)."""
+    """(bias of the head, classes, `(tokens, ends) -> logits`)."""
     name, classes = request.param
     definition = ModelDefinition(Classifier, ClassifierConfig(trunk=TRUNKS[name], classes=classes))
     params = jax.tree.map(jnp.asarray, lineage.random_params(definition))
-    return name, classes, jax.jit(lambda tokens, ends: definition.apply(params, tokens, ends)[0])
+    bias = np.asarray(params["head"]["bias"])
+    return bias, classes, jax.jit(lambda tokens, ends: definition.apply(params, tokens, ends)[0])
 
 
 def test_shapes_and_what_is_read(case):
-    name, classes, logits_of = case
+    _, classes, logits_of = case
     logits = logits_of(TOKENS, ENDS)
     assert logits.shape == (3, classes or 2) and logits.dtype == jnp.float32
     padding = np.where(np.arange(12) > ENDS[..., None], 1, TOKENS)
@@ -40,9 +41,12 @@ def test_shapes_and_what_is_read(case):
 
 
 def test_two_sequences(case):
-    """Of classes the order of the sequences is nothing; of a choice each has a logit of its own."""
-    _, classes, logits_of = case
+    """Of classes what is read of both is added, in either order; of a choice each has a logit of its own."""
+    bias, classes, logits_of = case
     logits, swapped = logits_of(TOKENS, ENDS), logits_of(TOKENS[:, ::-1], ENDS[:, ::-1])
+    if classes:  # (r_1 + r_2) W + b, of which a mean would give half
+        alone = [logits_of(TOKENS[:, [s]], ENDS[:, [s]]) - bias for s in (0, 1)]
+        np.testing.assert_allclose(logits - bias, alone[0] + alone[1], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(swapped if classes else swapped[:, ::-1], logits, atol=1e-5)
     other = TOKENS.copy()
     other[:, 1] = (other[:, 1] + 1) % lineage.V

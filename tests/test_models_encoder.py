@@ -48,7 +48,9 @@ def test_parameter_counts(size, count):
 
 
 def test_unknown_sizes_and_impossible_shapes_are_refused(model):
-    with pytest.raises(ConfigError, match="BERT was not published in size 'huge': use one of base, large"):
+    with pytest.raises(
+        ConfigError, match="BERT was not published in size 'huge': use one of tiny, mini, small"
+    ):
         bert("huge")
     with pytest.raises(ValueError, match="heads = 3 does not divide width = 16"):
         bert("base", width=16, heads=3)

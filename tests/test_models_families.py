@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from gptjax.config import ConfigError
-from gptjax.models.families import gpt2, llama, llama2, llama3
-from gptjax.models.functional import ModelDefinition, layer_parameters, matmul_flops_per_token
+from gptjax.models.families import codex, gpt2, gpt3, llama, llama2, llama3
+from gptjax.models.functional import (
+    ModelDefinition,
+    layer_parameters,
+    leaf_at,
+    linear_maps,
+    matmul_flops_per_token,
+)
 from gptjax.models.heads import LanguageModel, ScalarModel
 from gptjax.models.matmul import TransposedMatrix
 from gptjax.sharding.rules import RULES
@@ -24,6 +30,9 @@ PUBLISHED = [
     (llama, "13B", 13_015_864_320),
     (llama, "33B", 32_528_943_616),
     (llama, "65B", 65_285_660_672),
+    (llama2, "7B", 6_738_415_616),
+    (llama2, "13B", 13_015_864_320),
+    (llama2, "34B", 33_743_970_304),
     (llama2, "70B", 68_976_648_192),
     (llama3, "8B", 8_030_261_248),
     (llama3, "70B", 70_553_706_496),
@@ -44,8 +53,35 @@ def test_the_paper_s_names_are_accepted():
 def test_an_unknown_size_names_the_known_ones():
     with pytest.raises(ConfigError, match="GPT-2 was not published in size '125M': use one of 124M, 355M"):
         gpt2("125M")
-    with pytest.raises(ConfigError, match="Llama 2 .* '7B': use one of 70B"):
-        llama2("7B")
+    with pytest.raises(ConfigError, match="Llama 2 .* '65B': use one of 7B, 13B, 34B, 70B"):
+        llama2("65B")
+
+
+def test_llama2_is_llama_with_twice_the_context_and_groups_in_the_large_ones():
+    for size in ("7B", "13B"):
+        assert llama2(size) == llama(size, context_length=4096, norm_epsilon=1e-5)
+    for size in ("34B", "70B"):
+        assert (llama2(size).key_heads, llama2(size).heads) == (8, 64)
+        assert (llama2(size).norm_epsilon, llama2(size).context_length) == (1e-5, 4096)
+
+
+@pytest.mark.parametrize(
+    ("size", "of", "others"),
+    [
+        ("85M", "125M", 84_934_656),
+        ("300M", "350M", 301_989_888),
+        ("679M", "760M", 679_477_248),
+        ("2.5B", "2.7B", 2_516_582_400),
+        ("12B", "13B", 12_582_912_000),
+    ],
+)
+def test_codex_is_gpt3_with_runs_of_spaces_and_named_without_embeddings(size, of, others):
+    """The names are 12 N D^2, linear maps alone; 24 ids are runs of spaces."""
+    config = codex(size)
+    same = {"vocab_size": 50_257, "context_length": 2048}
+    assert dataclasses.replace(config, **same) == gpt3(of) and config.vocab_size == 50_257 + 24
+    abstract = ModelDefinition(LanguageModel, config).abstract
+    assert sum(leaf_at(abstract, path).size for path in linear_maps(abstract)) == others
 
 
 def test_changes_reach_the_config_and_unknown_ones_are_refused():

@@ -1,7 +1,7 @@
 """GLM's models: published sizes, what each token sees, positions, DeepNorm, and generation with a cache."""
 
 import json
-from functools import partial
+from functools import cache, partial
 
 import glm_case
 import jax
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import lineage
 import numpy as np
 import pytest
-from golden import check_golden
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.data.infilling import stack_examples
@@ -44,11 +43,14 @@ def test_parameter_counts_are_the_published_ones(config, count):
     assert ModelDefinition(GLM, config).parameter_count == count
 
 
+@cache
+def figures(name):
+    return lineage.figures(glm_case.case(name))
+
+
 @pytest.mark.parametrize("name", STYLES)
-def test_logits_are_the_stored_ones_of_numpy(name):
-    _, params, logits_of = glm_case.case(name)
-    scalar, logits = jax.jit(lineage.scalar_of(logits_of))(params)
-    check_golden(f"{name}_logits", lineage.sampled(logits, scalar))
+def test_logits_and_gradients_are_the_stored_ones_of_numpy(name):
+    lineage.check_figures(name, *figures(name))
 
 
 @pytest.mark.parametrize("name", ["glm", "glm130b"])
@@ -60,7 +62,7 @@ def test_one_device_equals_eight(name):
     assert sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(placed)) > 8
     with jax.set_mesh(mesh):
         spread = jax.jit(logits_of)(placed)
-    for ours, alone in zip(spread, jax.jit(logits_of)(params), strict=True):
+    for ours, alone in zip(spread, figures(name)[0], strict=True):
         np.testing.assert_allclose(ours, alone, rtol=1e-5, atol=1e-5)
 
 

@@ -1,9 +1,13 @@
 """Low-rank adapters against numpy, their gradients, their memory, and their layout on a mesh."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import lineage
 import numpy as np
 import pytest
+from kinds import KINDS, MAPS, PROGRAMS
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.models.families import gpt2, llama
@@ -49,6 +53,12 @@ def draw(abstract, seed=0, std=0.4):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, std, x.shape), jnp.float32), abstract)
 
 
+def with_leaf(tree, path, value):
+    """The tree with another leaf at a path."""
+    name, *rest = path
+    return tree | {name: with_leaf(tree[name], rest, value) if rest else value}
+
+
 def named(paths):
     return sorted(".".join(path[2:-1]) for path in paths)
 
@@ -61,6 +71,14 @@ def nbytes(tree):
 def model(request):
     definition = MODELS[request.param]
     return definition, draw(definition.abstract)
+
+
+@pytest.fixture(scope="module", params=[*MODELS, *KINDS])
+def any_model(request):
+    """(definition, parameters, adapters of all layers), the last two drawn."""
+    definition = MODELS[request.param] if request.param in MODELS else KINDS[request.param][0]
+    adapters = draw(LoraDefinition(definition, EVERY).abstract, seed=1)
+    return definition, draw(definition.abstract), adapters
 
 
 def test_linear_maps_are_the_kernels_of_the_blocks(model):
@@ -86,6 +104,15 @@ def test_targets_are_names_or_runs_of_names():
     assert chosen("mlp") == ["mlp.down", "mlp.gate", "mlp.up"]
     assert chosen("mlp.up", "decoder.blocks.attention.key") == ["attention.key", "mlp.up"]
     assert chosen("all") == chosen("attention", "mlp") == named(linear_maps(params))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_all_are_the_maps_of_the_layers_and_those_of_heads_can_be_named(name):
+    abstract, (in_layers, in_heads) = KINDS[name][0].abstract, MAPS[name]
+    heads = sorted(path[0] for path in linear_maps(abstract) if len(path) == 2)
+    assert len(target_maps(abstract, EVERY)) == in_layers and len(heads) == in_heads
+    chosen = target_maps(abstract, LoraConfig(targets=("all", *heads)))
+    assert chosen == linear_maps(abstract)
 
 
 @pytest.mark.parametrize(
@@ -147,31 +174,42 @@ def test_a_map_s_draw_depends_on_the_key_and_its_path_alone():
     assert np.abs(a - other["decoder"]["blocks"]["attention"]["query"]["kernel"]["a"]).max() > 0.1
 
 
-def test_merge_is_the_equation_and_touches_the_targets_alone(model):
-    definition, params = model
-    adapters = draw(LoraDefinition(definition, EVERY).abstract, seed=1)
-    merged = merge_jit(params, adapters, EVERY)
-    for path in linear_maps(params):
-        W, W2, ab = params, merged, adapters
-        for name in path:
-            W, W2, ab = W[name], W2[name], ab[name]
-        for layer in range(2):
+def test_merge_is_the_equation_and_touches_the_targets_alone(any_model):
+    _, params, adapters = any_model
+    merged, targets = merge(params, adapters, EVERY), target_maps(params, EVERY)
+    for path in targets:
+        W, W2, ab = (leaf_at(tree, path) for tree in (params, merged, adapters))
+        for layer in range(len(W)):
             B, A = np.asarray(ab["b"][layer], np.float64).T, np.asarray(ab["a"][layer], np.float64).T
             # The paper's W is [outputs, inputs].
             expected = np.asarray(W[layer], np.float64).T + 6 / 2 * B @ A
             np.testing.assert_allclose(np.asarray(W2[layer]).T, expected, rtol=1e-5, atol=1e-6)
-    changed = jax.tree.map(lambda a, b: bool((a != b).any()), params, merged)
-    assert sum(jax.tree.leaves(changed)) == len(linear_maps(params))
+    changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), params, merged)
+    assert sum(jax.tree.leaves(changed)) == len(targets)
 
 
-def test_unmerge_gives_the_base_back(model):
-    definition, params = model
-    adapters = draw(LoraDefinition(definition, EVERY).abstract, seed=1)
-    merged = merge_jit(params, adapters, EVERY)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), merged, params)
+def test_unmerge_gives_the_base_back(any_model):
+    _, params, adapters = any_model
+    merged = merge(params, adapters, EVERY)
+    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), merged, params)
     assert max(jax.tree.leaves(moved)) > 0.5
-    back = jax.jit(unmerge, static_argnums=2)(merged, adapters, EVERY)
+    back = unmerge(merged, adapters, EVERY)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), back, params)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_merged_model_of_every_kind_computes_something_else(name):
+    """Every map of the layers is one that the logits depend on; fresh adapters change nothing."""
+    definition, call = KINDS[name]
+    params, adapters = lineage.random_params(definition), LoraDefinition(definition, EVERY)
+    program = jax.jit(lambda params, adapters: call(definition, merge(params, adapters, EVERY)))
+    ours = partial(program, params)
+    fresh, drawn = adapters.initialise(jax.random.key(0)), draw(adapters.abstract, seed=1)
+    plain = ours(jax.tree.map(jnp.zeros_like, fresh))
+    np.testing.assert_array_equal(ours(fresh), plain)
+    for path in linear_maps(fresh):
+        moved = ours(with_leaf(fresh, path, leaf_at(drawn, path)))
+        assert np.abs(moved - plain).max() > 1e-3, path
 
 
 def test_merged_logits_are_those_of_the_two_paths():
@@ -244,12 +282,15 @@ def test_a_quantised_base_is_adapted_by_its_values():
     assert isinstance(attention["value"]["kernel"], QuantizedMatrix)
 
 
-def test_axes_are_those_of_the_map_around_the_rank(model):
-    definition, _ = model
+def test_axes_are_those_of_the_map_around_the_rank(any_model):
+    definition, _, _ = any_model
     adapters = LoraDefinition(definition, EVERY)
     assert adapters.axes == adapter_axes(definition.axes, EVERY)
-    down = adapters.axes["decoder"]["blocks"]["mlp"]["down"]["kernel"]
-    assert down == {"a": ("layers", "mlp", "rank"), "b": ("layers", "rank", "embed")}
+    downs = [path for path in target_maps(definition.axes, EVERY) if path[-2] == "down"]
+    assert downs
+    for path in downs:
+        down = leaf_at(adapters.axes, path)
+        assert down == {"a": ("layers", "mlp", "rank"), "b": ("layers", "rank", "embed")}
     names = jax.tree.leaves(adapters.axes, is_leaf=lambda x: isinstance(x, tuple))
     ranks = [len(leaf.shape) for leaf in jax.tree.leaves(adapters.abstract)]
     assert [len(axes) for axes in names] == ranks
@@ -303,6 +344,19 @@ def test_a_frozen_base_costs_no_optimiser_memory():
     assert moments == 2 * 4 * 294_912 + counters
     assert whole == 3 * 4 * 294_912 + counters + 2 * 4
     assert state_bytes(definition)[0] == 2 * 4 * 124_439_808 + counters
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_frozen_base_of_any_kind_costs_no_optimiser_memory(name):
+    """Adam keeps two numbers for each of A and B; all maps have 16 or F inputs, 16 or F outputs."""
+    definition = KINDS[name][0]
+    adapters = LoraDefinition(definition, EVERY)
+    maps = [leaf_at(definition.abstract, path).shape for path in target_maps(definition.abstract, EVERY)]
+    count = sum(layers * 2 * (inputs + outputs) for layers, inputs, outputs in maps)
+    optimizer = make_optimizer(OptimizerConfig(), 100, adapters.axes)
+    state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), adapters.abstract)
+    assert (nbytes(state.params), nbytes(state.opt_state)) == (4 * count, 8 * count + 8)
+    assert count < definition.parameter_count
 
 
 def test_the_base_is_an_argument_of_the_program_and_no_constant_in_it(monkeypatch):

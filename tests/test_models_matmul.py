@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.models.matmul import TransposedMatrix, matmul, scores_product, values_product
+from gptjax.models.matmul import TransposedMatrix, matmul, scores_product, tied_logits, values_product
 
 CASES = {
     "matmul": (matmul, lambda x, w: x @ w, (3, 5, 8), (8, 6)),
     "matmul of vectors": (matmul, lambda x, w: x @ w, (5, 8), (8, 6)),
+    "tied logits": (tied_logits, lambda x, e: x @ e.T, (3, 5, 8), (64, 8)),
     "scores": (scores_product, lambda q, k: jnp.einsum("bhlc,bhsc->bhls", q, k), (2, 3, 5, 4), (2, 3, 7, 4)),
     "values": (values_product, lambda p, v: jnp.einsum("bhls,bhsc->bhlc", p, v), (2, 3, 5, 7), (2, 3, 7, 4)),
 }

@@ -5,8 +5,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import lineage
 import numpy as np
 import pytest
+from kinds import KINDS, MAPS, PROGRAMS
 
 from gptjax.config import ConfigError
 from gptjax.evaluation.quantized import quantization_table, quantization_text
@@ -135,6 +137,17 @@ def test_a_part_of_a_quantised_matrix_is_refused():
         quantize_matrix(weight(4, 4), INT8)[0]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_every_kind_the_linear_maps_are_quantised(kind):
+    abstract = KINDS[kind][0].abstract
+    small = jax.eval_shape(partial(quantize, config=INT4), abstract)
+    maps = linear_maps(abstract)
+    assert len(maps) == sum(MAPS[kind])
+    assert all(isinstance(leaf(small, path), QuantizedMatrix) for path in maps)
+    # Values, scales in place of a kernel; all other leaves are as many as before.
+    assert len(jax.tree.leaves(small)) == len(jax.tree.leaves(abstract)) + len(maps)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_linear_maps_alone_are_quantised(model):
     definition = MODELS[model]
@@ -189,6 +202,19 @@ def test_a_model_on_quantised_weights_is_the_model_on_their_values(model):
     assert np.abs(ours - exact).max() > 1e-3
     finer = np.abs(apply(dequantize(quantize(params, INT8)), TOKENS) - exact).max()
     assert finer < 0.3 * np.abs(ours - exact).max()
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_every_kind_of_model_runs_on_quantised_weights(kind):
+    """The logits are those of the same values in float32; 8 bits change them less than 4."""
+    definition, call = KINDS[kind]
+    params, run = lineage.random_params(definition), jax.jit(partial(call, definition))
+    small, finer = (quantize(params, config) for config in (CONFIGS["int4 in groups"], INT8))
+    values, exact = run(dequantize(small)), run(params)
+    np.testing.assert_allclose(run(small), values, rtol=1e-5, atol=1e-5)
+    change, less = (np.abs(x - exact).max() for x in (values, run(dequantize(finer))))
+    assert 0 < less < 0.5 * change
+    assert tree_bytes(small) < tree_bytes(finer) < tree_bytes(params)
 
 
 class Letters:

@@ -8,6 +8,7 @@ import pytest
 
 from gptjax.config import ConfigError, configclass
 from gptjax.evaluation.charts import curves
+from gptjax.evaluation.figure_rows import verdict
 from gptjax.evaluation.report import result_table, write_report
 from gptjax.evaluation.results import read_run
 from gptjax.runs import mark_done, open_run, write_json_atomic
@@ -53,7 +54,8 @@ def make_road(folder, seed=0, accuracy=0.75):
         writer.close()
         if stage != "ppo_without_ptx":
             mark_done(folder / stage, {"seconds": 10.0, "tokens": 5000})
-    figures = [f | ({"value": accuracy} if f["name"] == "accuracy" else {}) for f in RESULTS["figures"]]
+    judged = {"value": accuracy, "met": accuracy >= 0.76}
+    figures = [f | (judged if f["name"] == "accuracy" else {}) for f in RESULTS["figures"]]
     write_json_atomic(folder / "results.json", RESULTS | {"figures": figures})
     return folder
 
@@ -131,12 +133,31 @@ def test_markdown_shows_the_same_and_cannot_be_broken(road):
 
 
 def test_several_runs_stand_side_by_side(tmp_path):
-    runs = [make_road(tmp_path / f"seed{i}", i, accuracy) for i, accuracy in enumerate((0.75, 0.77))]
+    runs = [make_road(tmp_path / f"seed{i}", i, accuracy) for i, accuracy in enumerate((0.75, 0.79))]
     write_report(runs)
     cells = Page((runs[0] / "report.html").read_text("utf-8")).cells
     at = cells.index("accuracy")
-    assert cells[at : at + 6] == ["accuracy", "0.75", "0.77", "0.76 ± 0.014", ">= 0.76", "missed"]
+    shown = ["accuracy", "0.75", "0.79", "0.77 ± 0.028", ">= 0.76", "met, but missed by seed0"]
+    assert cells[at : at + 6] == shown
     assert not (runs[1] / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("bar", "judged", "said"),
+    [
+        (">= 0.76", {0.75: False, 0.76: True, 0.77: True}, "met, but missed by run0"),
+        (">= 0.76", {0.74: False, 0.76: True, 0.77: True}, "missed"),
+        ("<= 0.05", {0.06: False, 0.06001: False, -0.02: True}, "met, but missed by run0, run1"),
+        ("< 2.5", {2.5: False, 2.25: True, 2.75: False}, "missed"),  # the mean is the bar, and not below it
+        (">= 0.76", {0.76: True, 0.9: True}, "met"),
+        # All miss the bar itself, which is shown rounded.
+        ("< 2.416", {2.4159: False, 2.4158: False}, "missed"),
+        ("", {1.5: None, 1.25: None}, ""),
+    ],
+)
+def test_the_verdict_is_that_of_the_mean_and_names_who_misses(bar, judged, said):
+    figures = [{"value": value, "bar": bar, "met": met} for value, met in judged.items()]
+    assert verdict([(f"run{i}", figure) for i, figure in enumerate(figures)]) == said
 
 
 def test_variants_share_the_panels_of_their_stage(road):

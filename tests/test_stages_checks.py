@@ -2,13 +2,15 @@
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 import tiny
 
-from gptjax.config import ConfigError
+from gptjax import cli, environment
+from gptjax.config import ConfigError, load_experiment
 from gptjax.data.corpora import read_documents
 from gptjax.data.quality import DataError
 from gptjax.data.tokenizers import Tokenizer
@@ -53,7 +55,7 @@ def models(tmp_path_factory):
         (
             ppo,
             {"policy": "language", "reward": "scalar", "prompt_length": 251},
-            r"prompt_length \+ sampling.max_new_tokens = 257 is longer .* context_length = 256: lower it",
+            r"prompt_length \+ sampling.max_new_tokens = 257 is longer .* = 256 \(policy = .*language\)",
         ),
         (
             ppo,
@@ -67,6 +69,61 @@ def test_a_base_that_does_not_fit_is_refused(models, tmp_path, stage, changes, s
     places = {key: str(models / changes[key]) for key in ("base", "policy", "reward") if key in changes}
     with pytest.raises(ConfigError, match=sentence):
         stage.run(dataclasses.replace(config, **changes | places), tmp_path)
+
+
+@pytest.fixture
+def gptjax(models, tmp_path, monkeypatch):
+    """`gptjax train` of a stage of the tiny road, `experiments/STAGE.py`, beside the models."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr(environment, "use_compilation_cache", lambda: None)
+    Path("models").symlink_to(models)
+    Path("experiments").mkdir()
+    for stage in ("finetune", "reward", "ppo"):
+        text = (
+            f"import pathlib, tiny\n\ndef config():\n    return tiny.config(pathlib.Path('data')).{stage}\n"
+        )
+        Path(f"experiments/{stage}.py").write_text(text)
+    return lambda stage, *words: cli.main(["train", f"experiments/{stage}.py", *words])
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "sentence"),
+    [
+        (
+            "finetune",
+            "--base models/language --length 257",
+            "length = 257 is longer than the model's context_length = 256 (base = models/language): lower it",
+        ),
+        ("finetune", "", "base: no base model is named: set base"),
+        ("finetune", "--base models/none", "base: models/none holds no finished model: run the stage"),
+        (
+            "reward",
+            "--base models/scalar --length 300",
+            "length = 300 is longer than the model's context_length = 256 (base = models/scalar): lower it",
+        ),
+        (
+            "ppo",
+            "--policy models/language --reward models/scalar --ptx-length 257",
+            "ptx_length = 257 is longer than the model's context_length = 256 (policy = models/language)",
+        ),
+        (
+            "ppo",
+            "--policy models/language --reward models/other",
+            "the models of policy = models/language and reward = models/other have different tokenizers",
+        ),
+    ],
+)
+def test_a_base_that_does_not_fit_is_found_before_the_run_begins(gptjax, capsys, stage, words, sentence):
+    assert gptjax(stage, *words.split()) == ConfigError.exit_code
+    assert capsys.readouterr().err.startswith(f"error: experiments/{stage}.py: {sentence}")
+    assert not Path("runs").exists()
+
+
+def test_a_finished_run_does_without_its_base(gptjax, capsys):
+    config = load_experiment("experiments/finetune.py")
+    mark_done(open_run("runs/finetune", config), {"seconds": 1.0, "tokens": 1})
+    assert gptjax("finetune") == 0 and "already done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stored", [True, False])

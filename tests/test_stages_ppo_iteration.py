@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import check_golden
-from ppo_case import CONFIG, END, OPTIMIZER, PAD, B, make_case, text_batch
+from ppo_case import CONFIG, END, OPTIMIZER, PAD, ROUNDING, B, make_case, text_batch
 
 from gptjax.generation.decode import decode
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
 from gptjax.stages.conventions import Conventions
+from gptjax.stages.experience import reply_metrics
 from gptjax.stages.ppo_iteration import PpoState, make_iteration, make_optimizers
 from gptjax.stages.sharded import create_state
 
@@ -202,9 +203,24 @@ def test_adaptive_kl_coefficient_is_part_of_the_state(twin, iteration):
     np.testing.assert_allclose(iteration[1].kl_coef, CONFIG.kl_coef * (1 + error * B / 64), rtol=1e-6)
 
 
+def test_the_mismatch_of_sampler_and_training_by_hand():
+    """The mean of exp |difference| over each reply's tokens: 1.5, 1.25, and a reply without tokens."""
+    mask = jnp.array([[1.0, 1, 0], [1, 1, 1], [0, 0, 0]])
+    drawn = jnp.log(jnp.array([[0.5, 0.25, 0.1], [0.5, 0.5, 0.75], [0.1, 0.1, 0.1]]))
+    scored = jnp.log(jnp.array([[0.25, 0.25, 0.9], [0.5, 0.75, 0.6], [0.9, 0.9, 0.9]]))
+    rollout = SimpleNamespace(mask=mask, sampler_log_probs=drawn)
+    found = reply_metrics(rollout, scored, scored, jnp.zeros((3, 3)), jnp.zeros(3, bool))
+    np.testing.assert_allclose(found["val/sampler_gap"], np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(found["max_seq_mult_prob_error"], (2 + 1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found["mean_seq_mult_prob_error"], (1.5 + (1 + 1.5 + 1.25) / 3) / 2, rtol=1e-6)
+    same = reply_metrics(rollout, drawn, drawn, jnp.zeros((3, 3)), jnp.zeros(3, bool))
+    assert same["max_seq_mult_prob_error"] == same["mean_seq_mult_prob_error"] == 1
+
+
 def stored(metrics):
     """Without what rounding alone decides."""
-    return {n: value for n, value in metrics.items() if "gap" not in n and not n.startswith("digest/")}
+    decided = ("digest/", *ROUNDING)
+    return {n: value for n, value in metrics.items() if "gap" not in n and not n.startswith(decided)}
 
 
 def test_golden(iteration):

@@ -9,6 +9,7 @@ import tiny
 
 from gptjax.config import ConfigError
 from gptjax.data.corpora import read_documents
+from gptjax.data.preferences import RankedArrays
 from gptjax.data.quality import DataError
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.evaluation import reward_probe
@@ -21,7 +22,7 @@ from gptjax.runs import read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import reward
 from gptjax.stages.handover import load_model, save_model
-from gptjax.stages.reward_data import in_half, read_groups
+from gptjax.stages.reward_data import demonstrations, in_half, read_groups
 from gptjax.training.metrics import read_metrics
 
 
@@ -104,8 +105,8 @@ def test_a_reward_model_goes_on_from_another(runs):
 
 def rewards_of(model, config):
     """Rewards of the training texts that are centred on."""
-    arrays = reward.encode(read_groups(config)[0], model.tokenizer, config, "rankings")
-    return reward.score_all(model.definition, model.params, arrays, config)[arrays.lengths > 0]
+    arrays = reward.encode(read_groups(config)[0][:256], model.tokenizer, config, "rankings")
+    return reward.score_all(model.definition, model.params, arrays, config)[demonstrations(arrays, config)]
 
 
 def test_rewards_are_normalised_as_the_configuration_says(runs):
@@ -125,6 +126,26 @@ def test_rewards_are_normalised_as_the_configuration_says(runs):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(DataError, match="all equal: set normalise to 'bias'"):
         reward.normalised(given, np.ones(3, np.float32), "mean_std")
+
+
+def test_the_best_of_each_prompt_of_a_file_average_0(runs):
+    root, configs = runs
+    model, config = load_model(root / "first", make_mesh(MeshConfig()), "scalar"), configs["first"]
+    arrays = reward.encode(read_groups(config)[0][:256], model.tokenizer, config, "rankings")
+    rewards = reward.score_all(model.definition, model.params, arrays, config)
+    valid = arrays.lengths > 0
+    best = [r[v][s[v] == s[v].max()] for r, s, v in zip(rewards, arrays.scores, valid, strict=True)]
+    assert abs(np.concatenate(best).mean()) < 1e-6
+    assert abs(rewards[valid].mean()) > 1e-4, "the rejected ones are not centred as well"
+
+
+def test_all_rated_texts_are_demonstrations_and_of_a_file_the_best():
+    lengths, scores = np.array([[3, 4, 2, 0], [5, 5, 0, 0]]), np.array([[-2.0, -1, -1, 0], [-3, -1, 0, 0]])
+    arrays = RankedArrays(np.zeros((2, 4, 5), np.int32), lengths, scores, np.arange(2))
+    config = reward.RewardConfig(length=8, batch_size=1)
+    np.testing.assert_array_equal(demonstrations(arrays, config), lengths > 0)
+    own = demonstrations(arrays, dataclasses.replace(config, source="rankings.jsonl"))
+    assert own.tolist() == [[False, True, True, False], [False, True, False, False]]
 
 
 def test_what_the_stage_finds_is_written_down(runs):

@@ -186,6 +186,9 @@ class PairBatches:
     A pair goes to the shortest bucket that holds it; a bucket of length L gives batches of `tokens // L`
     rows. In each cycle every bucket's pairs come about once, the buckets' batches in random order. Batch
     `step` depends on the constructor's arguments and on `step` alone.
+
+    Attributes:
+        mean_length: slots of a row, the mean over the batches of a cycle.
     """
 
     def __init__(self, encoded, lengths: Sequence[int], tokens: int, seed: int, end_id: int):
@@ -212,6 +215,7 @@ class PairBatches:
         ]
         counts = [-(-len(pairs) // (tokens // length)) for length, pairs in filled.items()]
         self._cycle, self._seed = np.repeat(np.arange(len(counts)), counts), seed
+        self.mean_length = float(np.average(list(filled), weights=counts))
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """The rows of batch `step`, as `pair_rows` gives them."""

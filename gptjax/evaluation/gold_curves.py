@@ -75,7 +75,9 @@ class GoldCurvesConfig:
     def __post_init__(self):
         check_batch(self.batch_size, self.mesh)
         if self.asked % self.batch_size:
-            raise ValueError(f"batch_size = {self.batch_size} does not divide asked = {self.asked}")
+            raise ValueError(
+                f"batch_size = {self.batch_size} does not divide asked = {self.asked}: use a divisor of it"
+            )
         if self.n < 4:
             raise ValueError(f"n = {self.n}: a curve through the best of 2 and of more needs 4 replies")
         if GOLD in self.proxies:

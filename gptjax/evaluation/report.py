@@ -1,7 +1,6 @@
 """The report of one or more runs: `report.md` and a self-contained `report.html`."""
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from gptjax.evaluation.document import (
     write_html,
     write_markdown,
 )
+from gptjax.evaluation.figure_rows import figure_rows, number
 from gptjax.evaluation.goodput import where_time_went
 from gptjax.evaluation.results import Run, read_run
 from gptjax.training.metrics import DIGEST
@@ -45,7 +45,7 @@ def write_report(run_folders: Sequence[str | Path]) -> Path:
 
 def result_table(results: Mapping) -> str:
     """The figures of `results.json` as a table for the terminal."""
-    header, rows = _figure_rows([results], ["value"])
+    header, rows = figure_rows([results], ["value"])
     return text_table(header, rows, numeric=frozenset({1}))
 
 
@@ -54,7 +54,7 @@ def _blocks(runs: Sequence[Run]) -> Iterator[Block]:
     yield from _what_was_run(runs, names)
     if any(run.results.get("figures") for run in runs):
         yield Heading("Results")
-        header, rows = _figure_rows([run.results for run in runs], ["value"] if len(runs) == 1 else names)
+        header, rows = figure_rows([run.results for run in runs], ["value"] if len(runs) == 1 else names)
         yield Table(header, rows, numeric=frozenset(range(1, header.index("bar"))))
     yield from _curves(runs, names)
     yield from alignment(first)
@@ -95,7 +95,7 @@ def _reward_model(run: Run) -> Iterator[Block]:
         rows = [
             [
                 by,
-                entry["value"] if "value" in entry else f"{_number(entry['from'])} to {_number(entry['to'])}",
+                entry["value"] if "value" in entry else f"{number(entry['from'])} to {number(entry['to'])}",
                 *_cells(entry, ("accuracy", "pairs")),
             ]
             for by, entries in heldout["accuracy_by"].items()
@@ -124,31 +124,6 @@ def _what_was_run(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
     yield Table(("", *(names if len(runs) > 1 else ["this run"])), rows)
 
 
-def _figure_rows(results: Sequence[Mapping], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The figures of several results side by side: name, values, bar, met or missed in all, detail.
-
-    Several have their mean and sample standard deviation as well; the detail is the first one's.
-    """
-    by_name = [{figure["name"]: figure for figure in result.get("figures", [])} for result in results]
-    rows = []
-    for name in dict.fromkeys(name for figures in by_name for name in figures):
-        found = [figures.get(name) for figures in by_name]
-        known = [figure for figure in found if figure]
-        verdicts = [figure["met"] for figure in known if figure["met"] is not None]
-        verdict = "" if not verdicts else "met" if all(verdicts) else "missed"
-        values = [_number(figure["value"]) if figure else "" for figure in found]
-        if len(results) > 1:
-            values.append(_mean([figure["value"] for figure in known]))
-        rows.append([name, *values, _number(known[0]["bar"]), verdict, str(known[0].get("detail") or "")])
-    return ["figure", *columns, *["mean"] * (len(results) > 1), "bar", "verdict", "detail"], rows
-
-
-def _mean(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return _number(float(values[0]))
-    return f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}"
-
-
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
     """One picture a stage; a variant such as ppo_without_ptx is drawn into the pictures of its stage."""
     stages = list(dict.fromkeys(stage for run in runs for stage in run.metrics))
@@ -168,7 +143,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
             panel: {y for points in lines.values() for _, y in points} for panel, lines in panels.items()
         }
         moving = sorted((panel for panel in panels if len(values[panel]) > 1), key=_importance)
-        constant = [f"{panel} = {_number(*values[panel])}" for panel in panels if len(values[panel]) == 1]
+        constant = [f"{panel} = {number(*values[panel])}" for panel in panels if len(values[panel]) == 1]
         if panels:
             yield Heading(f"Curves: {stage}")
         if moving:
@@ -281,9 +256,5 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [run.folder.resolve().name for run in runs]
 
 
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
 def _cells(entry: Mapping, keys: Sequence[str]) -> list[str]:
-    return [_number(entry[key]) for key in keys]
+    return [number(entry[key]) for key in keys]

@@ -77,7 +77,10 @@ class Derived:
     def check_heads(self) -> None:
         """Raises ValueError when the heads do not divide the width."""
         if self.width % self.heads:
-            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+            raise ValueError(
+                f"heads = {self.heads} does not divide width = {self.width}: use a width that is a multiple "
+                f"of {self.heads}"
+            )
 
 
 def make_norm(config: BlockConfig) -> nnx.Module:

@@ -16,7 +16,7 @@ STORED = resources.files("gptjax.assets") / "models.json"
 NOTE = """Sizes are of numbers alone, 1 GB = 10^9 bytes.
 int8, int4: linear maps with a scale per output; embeddings, output matrices, norms and biases in float32.
 training: weights, gradient and AdamW's two moments in float32; activations come on top.
-cache: keys and values of one sequence of full context in bfloat16."""
+cache: keys and values of one sequence of full context in bfloat16; the Transformer's, target and source."""
 
 
 def entry(family: str, size: str) -> dict:
@@ -28,7 +28,7 @@ def entry(family: str, size: str) -> dict:
 
     Returns:
         `family, title, size, layers, width, context` (tokens), `parameters`, and in bytes `weights` by
-        format, `training` and `cache`, which is None for a model that is not a decoder alone.
+        format, `training` and `cache`, which is None for an encoder, which keeps none.
     """
     from gptjax.models.families import FAMILIES
     from gptjax.models.functional import ModelDefinition
@@ -50,7 +50,7 @@ def entry(family: str, size: str) -> dict:
         "parameters": count,
         "weights": weights,
         "training": 4 * tree_bytes(abstract),
-        "cache": cache_bytes(config, config.context_length) if declared.cached else None,
+        "cache": cache_bytes(config, declared.caches * config.context_length) or None,
     }
 
 

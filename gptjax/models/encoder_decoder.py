@@ -15,7 +15,7 @@ from gptjax.config import configclass
 from gptjax.models.attention import Attention, KVCache, causal_mask, segment_mask
 from gptjax.models.block import MLP, Block, Derived, make_norm, run_stack, stack
 from gptjax.models.layers import dropout, normal_param
-from gptjax.models.matmul import matmul
+from gptjax.models.matmul import tied_logits
 from gptjax.models.sinusoids import sinusoids
 from gptjax.ranges import BelowOne, Count, Positive
 from gptjax.sharding.rules import constrain
@@ -167,7 +167,7 @@ class EncoderDecoder(nnx.Module):
 
     def logits(self, hidden_BxLxD: jax.Array) -> jax.Array:
         """Next-token logits, float32 `[B, L, V]`."""
-        return matmul(hidden_BxLxD, self.embedding[...].T, self.config.compute_dtype)
+        return tied_logits(hidden_BxLxD, self.embedding[...], self.config.compute_dtype)
 
     def __call__(
         self, sources_BxS, targets_BxL, *, source_segment_ids=None, segment_ids=None, key=None

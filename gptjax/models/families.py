@@ -1,34 +1,33 @@
-"""The published models, by the sizes of their papers' tables.
+"""The published models, by the sizes of their papers' tables: the decoders, and a list of all.
 
-Each function takes the size's name and any field of its configuration to change, so that a small model in a
-family's style is `gpt2("124M", width=256, layers=4, heads=4)`. LLaMA's `mlp_width` does not follow the width:
-change both.
+Those that read a text both ways are in `models/bidirectional_families.py` and are imported from here like
+the others. Each function takes the size's name and any field of its configuration to change, so that a small
+model in a family's style is `gpt2("124M", width=256, layers=4, heads=4)`. LLaMA's `mlp_width` does not follow
+the width: change both.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gptjax.config import ConfigError
-from gptjax.models.encoder import EncoderConfig
-from gptjax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from gptjax.models.glm import GLM, GLMConfig
+from gptjax.models.bidirectional_families import (
+    BERT_SIZES,
+    CHATGLM_SIZES,
+    GLM130B_SIZES,
+    GLM_SIZES,
+    TRANSFORMER_SIZES,
+    bert,
+    chatglm,
+    glm,
+    glm130b,
+    look_up,
+    transformer,
+)
+from gptjax.models.encoder_decoder import EncoderDecoder
+from gptjax.models.glm import GLM
 from gptjax.models.heads import LanguageModel, MaskedLanguageModel
 from gptjax.models.rotary import RotaryScaling
 from gptjax.models.transformer import DecoderConfig
-
-# name: (layers, width, heads, dropout)
-_TRANSFORMER = {"base": (6, 512, 8, 0.1), "big": (6, 1024, 16, 0.3)}
-
-# name: (layers, width, heads); the four small ones are those of Turc et al. 2019, arXiv 1908.08962
-_BERT = {
-    "base": (12, 768, 12),
-    "large": (24, 1024, 16),
-    "tiny": (2, 128, 2),
-    "mini": (4, 256, 4),
-    "small": (4, 512, 8),
-    "medium": (8, 512, 8),
-}
 
 # name: (layers, width, heads)
 _GPT1 = {"117M": (12, 768, 12)}
@@ -52,6 +51,9 @@ _GPT3 = {
     "175B": (96, 12288, 96),
 }
 
+# name: the GPT-3 of the same shape; the paper gives no shapes of its 12M, 25M and 42M
+_CODEX = {"85M": "125M", "300M": "350M", "679M": "760M", "2.5B": "2.7B", "12B": "13B"}
+
 # name: (layers, width, heads, mlp_width)
 _LLAMA = {
     "7B": (32, 4096, 32, 11008),
@@ -59,57 +61,19 @@ _LLAMA = {
     "33B": (60, 6656, 52, 17920),
     "65B": (80, 8192, 64, 22016),
 }
-_LLAMA2 = {"70B": (80, 8192, 64, 28672)}
+# name: (layers, width, heads, mlp_width, kv_heads)
+_LLAMA2 = {
+    "7B": (32, 4096, 32, 11008, None),
+    "13B": (40, 5120, 40, 13824, None),
+    "34B": (48, 8192, 64, 22016, 8),
+    "70B": (80, 8192, 64, 28672, 8),
+}
+# name: (layers, width, heads, mlp_width)
 _LLAMA3 = {
     "8B": (32, 4096, 32, 14336),
     "70B": (80, 8192, 64, 28672),
     "405B": (126, 16384, 128, 53248),
 }
-
-# name: (layers, width, heads, context, vocabulary)
-_GLM = {
-    "110M": (12, 768, 12, 512, 30_522),
-    "335M": (24, 1024, 16, 512, 30_522),
-    "10B": (48, 4096, 64, 1024, 50_257),
-}
-_GLM130B = {"130B": (70, 12288, 96, 32768)}
-_CHATGLM = {"6B": (28, 4096, 32, 16384)}
-
-
-def transformer(size: str, **changes) -> EncoderDecoderConfig:
-    """The Transformer (Vaswani et al. 2017, arXiv 1706.03762, table 3): "base" or "big".
-
-    The vocabulary is English-German's of about 37,000 (section 5.1); the paper does not bound the length, and
-    a context of 1,024 is a choice.
-
-    Raises:
-        ConfigError: no such size.
-    """
-    layers, width, heads, rate = _look_up("The Transformer", _TRANSFORMER, size)
-    shape = {"layers": layers, "width": width, "heads": heads, "dropout": rate}
-    return EncoderDecoderConfig(**{"vocab_size": 37_000, "context_length": 1024} | shape | changes)
-
-
-def bert(size: str, **changes) -> EncoderConfig:
-    """BERT (Devlin et al. 2018, arXiv 1810.04805, section 3): "base", "large", "tiny", "mini", "small",
-    "medium".
-
-    The vocabulary is that of the uncased models. GELU is the tanh form of the released code; Hugging Face
-    computes the same checkpoints with the exact one, `activation="gelu_erf"`.
-
-    Raises:
-        ConfigError: no such size.
-    """
-    layers, width, heads = _look_up("BERT", _BERT, size)
-    published = {
-        "vocab_size": 30_522,
-        "context_length": 512,
-        "layers": layers,
-        "width": width,
-        "heads": heads,
-        "dropout": 0.1,
-    }
-    return EncoderConfig(**published | changes)
 
 
 def gpt1(size: str, **changes) -> DecoderConfig:
@@ -121,7 +85,7 @@ def gpt1(size: str, **changes) -> DecoderConfig:
     Raises:
         ConfigError: no such size.
     """
-    layers, width, heads = _look_up("GPT-1", _GPT1, size)
+    layers, width, heads = look_up("GPT-1", _GPT1, size)
     published = {
         "vocab_size": 40_478,
         "context_length": 512,
@@ -144,7 +108,7 @@ def gpt2(size: str, **changes) -> DecoderConfig:
     Raises:
         ConfigError: no such size.
     """
-    layers, width, heads = _look_up("GPT-2", _GPT2, _GPT2_PAPER_NAMES.get(size, size))
+    layers, width, heads = look_up("GPT-2", _GPT2, _GPT2_PAPER_NAMES.get(size, size))
     published = {
         "vocab_size": 50257,
         "context_length": 1024,
@@ -169,7 +133,7 @@ def gpt3(size: str, **changes) -> DecoderConfig:
     Raises:
         ConfigError: no such size.
     """
-    layers, width, heads = _look_up("GPT-3", _GPT3, size)
+    layers, width, heads = look_up("GPT-3", _GPT3, size)
     published = {
         "vocab_size": 50257,
         "context_length": 2048,
@@ -179,6 +143,19 @@ def gpt3(size: str, **changes) -> DecoderConfig:
         "attention_band": 256,
     }
     return DecoderConfig(**published | changes)
+
+
+def codex(size: str, **changes) -> DecoderConfig:
+    """Codex (Chen et al. 2021, arXiv 2107.03374, section 3): "85M", "300M", "679M", "2.5B" or "12B".
+
+    `gpt3` by the names of the paper, which count no embeddings (12 N D^2), with the 24 runs of spaces of its
+    tokenizer as more rows. The paper does not give the context: 4,096 is a choice.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    own = {"vocab_size": 50_281, "context_length": 4096}
+    return gpt3(look_up("Codex", _CODEX, size), **own | changes)
 
 
 def llama(size: str, **changes) -> DecoderConfig:
@@ -191,17 +168,21 @@ def llama(size: str, **changes) -> DecoderConfig:
         ConfigError: no such size.
     """
     published = {"vocab_size": 32_000, "context_length": 2048, "norm_epsilon": 1e-6}
-    return _llama_style("LLaMA", _LLAMA, size, published | changes)
+    return _llama_style(look_up("LLaMA", _LLAMA, size), published | changes)
 
 
 def llama2(size: str, **changes) -> DecoderConfig:
-    """Llama 2 (Touvron et al. 2023, arXiv 2307.09288, table 1): "70B". Rotary pairing as in `llama`.
+    """Llama 2 (Touvron et al. 2023, arXiv 2307.09288, table 1): "7B", "13B", "34B" or "70B".
+
+    "34B" was never released; its shape is that of Code Llama, which starts from it (Rozière et al. 2023,
+    arXiv 2308.12950). Rotary pairing as in `llama`.
 
     Raises:
         ConfigError: no such size.
     """
-    published = {"vocab_size": 32_000, "context_length": 4096, "kv_heads": 8}
-    return _llama_style("Llama 2", _LLAMA2, size, published | changes)
+    *shape, kv_heads = look_up("Llama 2", _LLAMA2, size)
+    published = {"vocab_size": 32_000, "context_length": 4096, "kv_heads": kv_heads}
+    return _llama_style(shape, published | changes)
 
 
 def llama3(size: str, **changes) -> DecoderConfig:
@@ -214,7 +195,7 @@ def llama3(size: str, **changes) -> DecoderConfig:
         ConfigError: no such size.
     """
     published = {"vocab_size": 128_256, "context_length": 8192, "kv_heads": 8, "rotary_theta": 500_000.0}
-    return _llama_style("Llama 3", _LLAMA3, size, published | changes)
+    return _llama_style(look_up("Llama 3", _LLAMA3, size), published | changes)
 
 
 def llama31(size: str, **changes) -> DecoderConfig:
@@ -228,57 +209,11 @@ def llama31(size: str, **changes) -> DecoderConfig:
     return llama3(size, **{"context_length": 131_072, "rotary_scaling": RotaryScaling()} | changes)
 
 
-def glm(size: str, **changes) -> GLMConfig:
-    """GLM (Du et al. 2021, arXiv 2103.10360): "110M" (Base), "335M" (Large) or "10B".
-
-    Vocabularies are those of the tokenizers, BERT's uncased or GPT-2's; ids that mark blanks are more rows.
-
-    Raises:
-        ConfigError: no such size.
-    """
-    layers, width, heads, context, vocabulary = _look_up("GLM", _GLM, size)
-    shape = {"layers": layers, "width": width, "heads": heads, "context_length": context}
-    return GLMConfig(**shape | {"vocab_size": vocabulary, "dropout": 0.1} | changes)
-
-
-def glm130b(size: str = "130B", **changes) -> GLMConfig:
-    """GLM-130B (Zeng et al. 2022, arXiv 2210.02414): "130B".
-
-    Raises:
-        ConfigError: no such size.
-    """
-    style = {"positions": "rotary", "activation": "geglu", "embedding_gradient": 0.1, "dropout": 0.1}
-    sizes = _look_up("GLM-130B", _GLM130B, size)
-    return _deep_glm(sizes, {"vocab_size": 150_528} | style | changes)
-
-
-def chatglm(size: str = "6B", **changes) -> GLMConfig:
-    """ChatGLM-6B in version 1.1, without the first one's image tokens: "6B", of 6,173,286,400 parameters.
-
-    Raises:
-        ConfigError: no such size.
-    """
-    style = {"vocab_size": 130_528, "positions": "rotary_2d"}
-    return _deep_glm(_look_up("ChatGLM", _CHATGLM, size), style | changes)
-
-
-def _deep_glm(sizes, fields) -> GLMConfig:
+def _llama_style(sizes, fields) -> DecoderConfig:
     layers, width, heads, mlp_width = sizes
-    shape = {"layers": layers, "width": width, "heads": heads, "mlp_width": mlp_width}
-    return GLMConfig(**shape | {"context_length": 2048, "deep_norm": True} | fields)
-
-
-def _llama_style(family, sizes, size, fields) -> DecoderConfig:
-    layers, width, heads, mlp_width = _look_up(family, sizes, size)
     shape = {"layers": layers, "width": width, "heads": heads, "mlp_width": mlp_width}
     style = {"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "bias": False, "tied": False}
     return DecoderConfig(**shape | style | fields)
-
-
-def _look_up(family, sizes, size):
-    if size not in sizes:
-        raise ConfigError(f"{family} was not published in size {size!r}: use one of {', '.join(sizes)}")
-    return sizes[size]
 
 
 @dataclass(frozen=True)
@@ -290,27 +225,29 @@ class Family:
         make: size -> configuration.
         sizes: every size of the paper, smallest first.
         model: the module of the published checkpoints.
-        cached: whether it is a decoder alone, whose cache grows with every token.
+        caches: full contexts whose keys and values it keeps while it writes: a decoder's own, an
+            encoder-decoder's target and source, none of an encoder.
     """
 
     title: str
     make: Callable[[str], Any]
     sizes: tuple[str, ...]
     model: Callable = LanguageModel
-    cached: bool = True
+    caches: int = 1
 
 
 FAMILIES = {
-    "transformer": Family("Transformer", transformer, tuple(_TRANSFORMER), EncoderDecoder, cached=False),
-    "bert": Family("BERT", bert, ("base", "large"), MaskedLanguageModel, cached=False),
+    "transformer": Family("Transformer", transformer, tuple(TRANSFORMER_SIZES), EncoderDecoder, caches=2),
+    "bert": Family("BERT", bert, tuple(BERT_SIZES), MaskedLanguageModel, caches=0),
     "gpt1": Family("GPT-1", gpt1, tuple(_GPT1)),
     "gpt2": Family("GPT-2", gpt2, tuple(_GPT2)),
     "gpt3": Family("GPT-3", gpt3, tuple(_GPT3)),
+    "codex": Family("Codex", codex, tuple(_CODEX)),
     "llama": Family("LLaMA", llama, tuple(_LLAMA)),
     "llama2": Family("Llama 2", llama2, tuple(_LLAMA2)),
     "llama3": Family("Llama 3", llama3, tuple(_LLAMA3)),
     "llama31": Family("Llama 3.1", llama31, tuple(_LLAMA3)),
-    "glm": Family("GLM", glm, tuple(_GLM), GLM),
-    "glm130b": Family("GLM-130B", glm130b, tuple(_GLM130B), GLM),
-    "chatglm": Family("ChatGLM", chatglm, tuple(_CHATGLM), GLM),
+    "glm": Family("GLM", glm, tuple(GLM_SIZES), GLM),
+    "glm130b": Family("GLM-130B", glm130b, tuple(GLM130B_SIZES), GLM),
+    "chatglm": Family("ChatGLM", chatglm, tuple(CHATGLM_SIZES), GLM),
 }

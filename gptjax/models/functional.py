@@ -130,17 +130,25 @@ def _axis_names(variable) -> tuple[str, ...]:
     return ("layers",) * (rank - len(names)) + tuple(names)
 
 
-def matmul_flops_per_token(definition: ModelDefinition, length: int) -> float:
+def matmul_flops_per_token(definition: ModelDefinition, length: int, trained: int | None = None) -> float:
     """Floating-point operations of one token's forward and backward pass.
 
     `6 * (parameters in matrix products) + 12 N L D`, the last term for attention scores over a context
     of `length` (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B); a banded layer's context
     is its band.
+
+    Args:
+        definition: of a decoder with or without a head.
+        length: L.
+        trained: parameters that get a gradient, 2 of the 6; None is all of them.
     """
     config, decoder = definition.config, definition.abstract.get("decoder", definition.abstract)
     looked_up = sum(decoder[name].size for name in ("positions", "block_positions") if name in decoder)
     # A tied embedding is multiplied once, as the output matrix; a scalar model has no such matrix.
     if not config.tied or "head" in definition.abstract:
         looked_up += decoder["embedding"].size
+    multiplied = definition.parameter_count - looked_up
     contexts = sum(min(length, config.band(layer) or length) for layer in range(config.layers))
-    return 6.0 * (definition.parameter_count - looked_up) + 12.0 * contexts * config.width
+    return (
+        4.0 * multiplied + 2.0 * (multiplied if trained is None else trained) + 12.0 * contexts * config.width
+    )

@@ -15,7 +15,7 @@ from gptjax.config import configclass
 from gptjax.models.attention import KVCache, prefix_mask
 from gptjax.models.block import Block, Derived, make_norm, run_stack, stack
 from gptjax.models.layers import dropout, normal_param
-from gptjax.models.matmul import matmul
+from gptjax.models.matmul import tied_logits
 from gptjax.models.rotary import rotary_angles, rotary_angles_2d
 from gptjax.ranges import AboveZero, BelowOne, Count, NonNegative, Positive
 from gptjax.sharding.rules import constrain
@@ -173,7 +173,7 @@ class GLM(nnx.Module):
 
     def logits(self, hidden_BxLxD: jax.Array) -> jax.Array:
         """Next-token logits, float32 `[B, L, V]`; those of Part B mean something."""
-        return matmul(hidden_BxLxD, self.embedding[...].T, self.config.compute_dtype)
+        return tied_logits(hidden_BxLxD, self.embedding[...], self.config.compute_dtype)
 
     def __call__(self, tokens_BxL, **kwargs) -> jax.Array:
         """Next-token logits, float32 `[B, L, V]`; keyword arguments as `hidden`'s."""

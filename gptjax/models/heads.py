@@ -12,7 +12,7 @@ from flax import nnx
 from gptjax.models.block import activate, make_norm
 from gptjax.models.encoder import Encoder, EncoderConfig
 from gptjax.models.layers import Linear, constant_param, normal_param
-from gptjax.models.matmul import matmul
+from gptjax.models.matmul import matmul, tied_logits
 from gptjax.models.transformer import Decoder, DecoderConfig
 
 
@@ -38,7 +38,8 @@ class LanguageModel(nnx.Module):
     def logits(self, hidden_BxLxD: jax.Array) -> jax.Array:
         """Next-token logits, float32 `[B, L, V]`."""
         weight, transposed = self.output_matrix()
-        return matmul(hidden_BxLxD, weight.T if transposed else weight, self.config.compute_dtype)
+        product = tied_logits if transposed else matmul
+        return product(hidden_BxLxD, weight, self.config.compute_dtype)
 
     def __call__(self, tokens_BxL, **kwargs) -> jax.Array:
         """Next-token logits, float32 `[B, L, V]`; keyword arguments as `Decoder`'s."""
@@ -108,8 +109,8 @@ class MaskedLanguageModel(nnx.Module):
         Only the masked positions need them: gather those first.
         """
         x = self.transform_norm(activate(self.transform(hidden), self.config.activation))
-        embedding_VxD = self.encoder.embedding[...]
-        return matmul(x, embedding_VxD.T, self.config.compute_dtype) + self.output_bias[...]
+        logits = tied_logits(x, self.encoder.embedding[...], self.config.compute_dtype)
+        return logits + self.output_bias[...]
 
     def sentence_logits(self, hidden_BxLxD: jax.Array) -> jax.Array:
         """Logits of "next sentence" (0) and "random sentence" (1), float32 `[B, 2]`."""

@@ -37,7 +37,8 @@ class LoraConfig:
         alpha: the change is scaled by alpha / r, so that another rank needs no other learning rate
             (section 4.1). The paper sets it to the first rank tried.
         targets: linear maps, each by its name or a run of names of its path: "query", "attention",
-            "mlp.up"; "all" takes every one. The default is the paper's (section 4.2).
+            "mlp.up"; "all" takes every one of the layers, and of the heads, whose outputs may be fewer than
+            the rank, none that is not named. The default is the paper's (section 4.2).
     """
 
     rank: Count = 8
@@ -63,7 +64,7 @@ def target_maps(params: Params, config: LoraConfig) -> list[tuple[str, ...]]:
     maps = linear_maps(params)
     chosen = set()
     for target in config.targets:
-        found = [path for path in maps if target == ALL or _names(target, path[:-1])]
+        found = [path for path in maps if (_in_a_layer(path) if target == ALL else _names(target, path[:-1]))]
         if not found:
             known = sorted({str(path[-2]) for path in maps})
             raise ConfigError(
@@ -169,6 +170,12 @@ class LoraDefinition:
         """Number of scalars that are trained."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
 
+    @property
+    def adapted_count(self) -> int:
+        """Number of scalars of the model's maps that are adapted."""
+        maps = target_maps(self._model.abstract, self.config)
+        return sum(leaf_at(self._model.abstract, path).size for path in maps)
+
 
 def _sum(kernel, a, b, *, scale: float):
     if isinstance(kernel, QuantizedMatrix):
@@ -200,6 +207,11 @@ def _change(params, adapters, combine, path):
             )
         changed[name] = _change(params[name], child, combine, (*path, name))
     return changed
+
+
+def _in_a_layer(path: tuple) -> bool:
+    """Whether a kernel is that of a layer; a head's linear map is a child of the model itself."""
+    return len(path) > 2
 
 
 def _names(target: str, path: tuple) -> bool:

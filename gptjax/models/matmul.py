@@ -64,6 +64,35 @@ def _matmul_backward(dtype, residuals, cotangent):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def tied_logits(x_BxLxD: jax.Array, embedding_VxD: jax.Array, dtype: str = "float32") -> jax.Array:
+    """`x @ embedding^T`, the logits of a model whose output matrix is its embedding: float32 `[..., V]`.
+
+    As `matmul` with the transposed table, but its gradient is formed in the table's own layout.
+    """
+    return _product(x_BxLxD, embedding_VxD, ((x_BxLxD.ndim - 1,), (1,)), ((), ()), dtype)
+
+
+def _tied_forward(x, embedding, dtype):
+    return tied_logits(x, embedding, dtype), (x.astype(dtype), embedding)
+
+
+def _tied_backward(dtype, residuals, cotangent):
+    x, embedding = residuals
+    last = cotangent.ndim - 1
+    d_x = _product(cotangent, embedding, ((last,), (0,)), ((), ()), dtype)
+    rows = tuple(range(last))
+    # As in `matmul`: the narrower operand is transposed, and CPUs transpose a result in float32 only.
+    if dtype == "float32":
+        d_embedding = _product(x, cotangent, (rows, rows), ((), ()), dtype).T
+    else:
+        d_embedding = _product(cotangent, x, (rows, rows), ((), ()), dtype)
+    return d_x.astype(jnp.float32), d_embedding.astype(embedding.dtype)
+
+
+tied_logits.defvjp(_tied_forward, _tied_backward)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TransposedMatrix:

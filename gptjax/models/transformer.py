@@ -80,7 +80,9 @@ class DecoderConfig(Derived):
     def __post_init__(self):
         self.check_heads()
         if self.heads % self.key_heads:
-            raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
+            raise ValueError(
+                f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}: use a divisor of heads"
+            )
         if self.positions == "rotary" and self.head_size % 2:
             raise ValueError(f"rotary positions need an even head size, but width / heads = {self.head_size}")
         if self.rotary_scaling is not None and self.positions != "rotary":

@@ -1,10 +1,10 @@
 """`gptjax plan`: what a run needs before it is paid for."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from gptjax.arguments import Parser
 from gptjax.config import ConfigError, load_experiment, run_name
 from gptjax.overrides import override
 from gptjax.planning.topology import GIB, Topology, parse_topology
@@ -12,9 +12,9 @@ from gptjax.planning.topology import GIB, Topology, parse_topology
 OPTIONS = ("--topology", "--mesh", "--memory", "--price", "--base", "--no-compile", "--json", "--help")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options; what is left over are keys of the experiment."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="gptjax plan",
         usage="gptjax plan EXPERIMENT [--topology T] [--mesh M] [--KEY VALUE ...]",
         description="Parameters, operations, memory, traffic and time of an experiment, without its devices.",

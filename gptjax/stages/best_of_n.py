@@ -29,7 +29,7 @@ from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated,
 from gptjax.stages import finetune
 from gptjax.stages.conventions import Conventions
 from gptjax.stages.finetune import FinetuneConfig
-from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
+from gptjax.stages.handover import TrainedModel, check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.many_replies import choose_prompts, make_replies, prompt_batches, text_lengths
 from gptjax.stages.ppo_data import reply_lengths
@@ -84,7 +84,9 @@ class BestOfNConfig:
         if BEST not in self.finetune.dialogues:
             raise ValueError(f"finetune.dialogues must give '{BEST}', the chosen replies, a weight")
         if self.asked % self.batch_size:
-            raise ValueError(f"batch_size = {self.batch_size} does not divide asked = {self.asked}")
+            raise ValueError(
+                f"batch_size = {self.batch_size} does not divide asked = {self.asked}: use a divisor of it"
+            )
         if self.n > 1 and self.sampling.temperature == 0:
             raise ValueError("sampling must have a temperature above 0: n greedy replies are one")
 
@@ -173,6 +175,12 @@ def frontier(scores: np.ndarray) -> list[dict]:
     ]
 
 
+def check(config: BestOfNConfig) -> None:
+    """Raises ConfigError for models that are not there, or do not fit the lengths or each other."""
+    lengths = reply_lengths(config) | ({"text_length": config.text_length} if config.corpora else {})
+    check_bases(lengths, {"policy": (config.policy, "language"), "reward": (config.reward, "scalar")})
+
+
 def run(config: BestOfNConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
     """Fine-tunes the policy on its best replies and leaves it in `folder`; the training is in `finetune/`.
 
@@ -184,9 +192,8 @@ def run(config: BestOfNConfig, folder: Path, may_change: Iterable[str] = ()) -> 
         return
     require("vaderSentiment")
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    check(config)
     base, reward = load_model(config.policy, mesh, "language"), load_model(config.reward, mesh, "scalar")
-    lengths = reply_lengths(config) | ({"text_length": config.text_length} if config.corpora else {})
-    check_fit(lengths, {config.policy: base, config.reward: reward})
     prompts = choose_prompts(config, base.tokenizer)
     batch_at = prompt_batches([ids for _, ids in prompts], config, base.tokenizer.pad_id, mesh)
 

@@ -20,11 +20,12 @@ from gptjax.evaluation.batches import summed
 from gptjax.losses.transfer import auxiliary_loss, task_loss
 from gptjax.models.classifier import Classifier, ClassifierConfig
 from gptjax.models.encoder import EncoderConfig
+from gptjax.models.flops import classifier_flops_per_token
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import BelowOne, Count, Natural, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.handover import TrainedModel, check_fit, load_model, model_kind, save_model
+from gptjax.stages.handover import TrainedModel, check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.loop import LoopSettings, run_loop
@@ -78,19 +79,22 @@ class ClassifyConfig:
         check_batch(self.batch_size, self.mesh, self.accumulate)
 
 
+def check(config: ClassifyConfig) -> None:
+    """Raises ConfigError for a base that is not there or cannot read the rows."""
+    check_bases({"length": config.length}, {"base": (config.base, "language", "masked", "encoder")})
+
+
 def load_base(config: ClassifyConfig, mesh) -> tuple[TrainedModel, bool]:
     """The pretrained model, and whether it is a BERT.
 
     Raises:
-        ConfigError: it is neither a BERT nor a language model, or a BERT is to model language.
+        ConfigError: as `check`, or a BERT is to model language.
     """
+    check(config)
     base = load_model(config.base, mesh)
-    if (kind := model_kind(config.base)) not in ("language", "masked", "encoder"):
-        raise ConfigError(f"{config.base} holds a {kind} model: name the run folder of a pretraining")
     is_bert = isinstance(base.definition.config, EncoderConfig)
     if is_bert and config.lm_weight:
         raise ConfigError(f"{config.base} is a BERT, which models no next token: set lm_weight to 0")
-    check_fit({"length": config.length}, {config.base: base})
     return base, is_bert
 
 
@@ -197,7 +201,7 @@ def run(config: ClassifyConfig, folder: Path) -> None:
         eval_every=config.eval_every,
         identity={"tokenizer": tokenizer.hash, "base": base.digest},
         tokens_per_step=tokens_per_step,
-        flops_per_token=None,
+        flops_per_token=classifier_flops_per_token(definition, config.length, bool(config.lm_weight)),
         devices=config.mesh.size,
         started=started,
     )

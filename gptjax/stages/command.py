@@ -1,6 +1,5 @@
 """`gptjax train`: an experiment file, its keys changed by the command line, run or resumed."""
 
-import argparse
 import importlib
 import json
 import signal
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 from gptjax import environment
+from gptjax.arguments import Parser
 from gptjax.config import ConfigError, experiment_docstring, load_experiment, run_name, to_json
 from gptjax.errors import CONFIG, RESUBMIT, USAGE, UserError
 from gptjax.overrides import describe, override
@@ -36,7 +36,7 @@ def run_train(arguments: list[str]) -> int:
         print(_HELP)
         return 0 if arguments else 2
     experiment, *rest = arguments
-    parser = argparse.ArgumentParser(prog="gptjax train EXPERIMENT", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="gptjax train", add_help=False, allow_abbrev=False)
     parser.add_argument("--name")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--print-config", action="store_true")
@@ -53,11 +53,13 @@ def run_train(arguments: list[str]) -> int:
         print(json.dumps(to_json(config), indent=2))
         return 0
     folder = options.runs / (options.name or run_name(experiment))
-    return _run(config, folder, options.rewind_to, options.skip_batches)
+    return _run(config, folder, experiment, options.rewind_to, options.skip_batches)
 
 
-def _run(config: object, folder: Path, rewind_to: int | None, skip_batches: str | None) -> int:
-    from gptjax.runs import RunFolderRefused
+def _run(
+    config: object, folder: Path, experiment: str, rewind_to: int | None, skip_batches: str | None
+) -> int:
+    from gptjax.runs import RunFolderRefused, stage_done
     from gptjax.sharding.distributed import join_cluster
 
     module = importlib.import_module(type(config).__module__)
@@ -66,6 +68,11 @@ def _run(config: object, folder: Path, rewind_to: int | None, skip_batches: str 
         raise ConfigError(
             f"{name} is not a stage's configuration: {module.__name__} has no run(config, folder)"
         )
+    if hasattr(module, "check") and not stage_done(folder):  # a finished run no longer needs its base
+        try:
+            module.check(config)
+        except ConfigError as error:
+            raise ConfigError(f"{experiment}: {error}") from error
     environment.use_compilation_cache()
     # Outside the training loop, which saves first, there is nothing to save: the same command resumes. Of
     # several processes the cluster's service, which `join_cluster` starts, notes the signal for all.

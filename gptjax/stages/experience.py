@@ -56,6 +56,8 @@ def reply_metrics(rollout: Rollout, log_probs, ref_log_probs, entropies, ended) 
     mask = rollout.mask
     log_ratio = (log_probs - ref_log_probs) * mask
     kl = {kind: kl_estimate(log_ratio, kind).sum(1).mean() for kind in ("k1", "k2", "k3")}
+    gaps = jnp.abs((log_probs - rollout.sampler_log_probs) * mask)
+    mult_prob_error_B = masked_mean(jnp.exp(gaps), mask, axis=1)  # 0 of an empty reply, which does not count
     return {
         "objective/kl": kl["k1"],
         "objective/kl_k2": kl["k2"],
@@ -66,7 +68,9 @@ def reply_metrics(rollout: Rollout, log_probs, ref_log_probs, entropies, ended) 
         "val/eos_rate": ended.mean(),
         "val/response_length": mask.sum(1).mean(),
         "val/empty_responses": empty_responses(mask).astype(jnp.float32),
-        "val/sampler_gap": jnp.abs((log_probs - rollout.sampler_log_probs) * mask).max(),
+        "val/sampler_gap": gaps.max(),
+        "max_seq_mult_prob_error": mult_prob_error_B.max(),
+        "mean_seq_mult_prob_error": masked_mean(mult_prob_error_B, mask.any(1)),
     }
 
 

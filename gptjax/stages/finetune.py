@@ -24,7 +24,7 @@ from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.adapters import make_adapted_step, merged, save_adapters
 from gptjax.stages.comparison import first_turns, greedy_replies, write_comparison
 from gptjax.stages.dialogue_rows import dialogue_rows, text_name, text_rows
-from gptjax.stages.handover import check_fit, load_model, save_model
+from gptjax.stages.handover import check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import count_tokens, make_language_loss, make_sum_loss
 from gptjax.stages.sharded import compile_step, create_state
@@ -79,6 +79,11 @@ class FinetuneConfig:
         check_batch(self.batch_size, self.mesh, self.accumulate)
 
 
+def check(config: FinetuneConfig) -> None:
+    """Raises ConfigError for a base that is not there or cannot read the rows."""
+    check_bases({"length": config.length}, {"base": (config.base, "language")})
+
+
 def start_training(config, base, definition: ModelDefinition, adapters: LoraDefinition | None, mesh):
     """(state before the first update, compiled step): of all parameters, or of the adapters alone."""
     optimizer = make_optimizer(config.optimizer, config.steps, (adapters or definition).axes)
@@ -104,8 +109,8 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
         print(f"finetune: already done in {folder}")
         return
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    check(config)
     base = load_model(config.base, mesh, "language")
-    check_fit({"length": config.length}, {config.base: base})
     adapters = None if config.lora is None else LoraDefinition(base.definition, config.lora)
     layout = {"tokenizer": base.tokenizer, "length": config.length}
     named = {"stage": "finetune", "seed": config.seed, "cut_long": config.cut_long}
@@ -140,8 +145,10 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
         eval_every=0,
         identity={"tokenizer": base.tokenizer.hash, "base": base.digest},
         tokens_per_step=tokens_per_step,
-        # Without the gradient of frozen weights a step takes fewer operations than the formula counts.
-        flops_per_token=None if adapters else matmul_flops_per_token(definition, config.length),
+        # The map with its adapter added takes the gradient, and the adapter its own from it.
+        flops_per_token=matmul_flops_per_token(
+            definition, config.length, trained=None if adapters is None else adapters.adapted_count
+        ),
         devices=config.mesh.size,
         started=started,
     )

@@ -22,7 +22,7 @@ from gptjax.generation.sampling import SamplingConfig
 from gptjax.ranges import Count, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, stage_done, write_jsonl_atomic
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated, to_host
-from gptjax.stages.handover import TrainedModel, check_fit, load_model
+from gptjax.stages.handover import TrainedModel, check_bases, load_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.labels import labeler_liking
 from gptjax.stages.many_replies import choose_prompts, make_replies, prompt_batches, text_lengths
@@ -66,7 +66,9 @@ class GoldLabelsConfig:
         if self.replies < 2:
             raise ValueError("replies = 1: there is nothing to rank, draw 2 or more")
         if self.asked % self.batch_size:
-            raise ValueError(f"batch_size = {self.batch_size} does not divide asked = {self.asked}")
+            raise ValueError(
+                f"batch_size = {self.batch_size} does not divide asked = {self.asked}: use a divisor of it"
+            )
         if self.sampling.temperature == 0:
             raise ValueError("sampling must have a temperature above 0: greedy replies are all one")
 
@@ -167,6 +169,12 @@ def write_labels(labelled: Labelled, asked: list[Messages], tokenizer, file: Pat
     return {"prompts": len(rows), "replies": kept, "left_out": left_out}
 
 
+def check(config: GoldLabelsConfig) -> None:
+    """Raises ConfigError for models that are not there, or do not fit the lengths or each other."""
+    bases = {"policy": (config.policy, "language"), "gold": (config.gold, "scalar")}
+    check_bases(reply_lengths(config), bases)
+
+
 def run(config: GoldLabelsConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
     """Draws and ranks replies and leaves the rankings in `folder/preferences.jsonl`.
 
@@ -177,8 +185,8 @@ def run(config: GoldLabelsConfig, folder: Path, may_change: Iterable[str] = ()) 
         print(f"gold labels: already done in {folder}")
         return
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    check(config)
     base, gold = load_model(config.policy, mesh, "language"), load_model(config.gold, mesh, "scalar")
-    check_fit(reply_lengths(config), {config.policy: base, config.gold: gold})
     prompts = choose_prompts(config, base.tokenizer)
     settings = LoopSettings(
         stage="gold labels",

@@ -35,7 +35,7 @@ from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.conventions import Conventions
 from gptjax.stages.experience import make_score, reply_metrics
-from gptjax.stages.handover import check_fit, load_model, save_model
+from gptjax.stages.handover import check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo_data import reply_lengths
 from gptjax.stages.ppo_evaluation import evaluate_policies
@@ -106,7 +106,8 @@ class GroupedConfig:
         for name in ("minibatches", "group_size"):
             if self.batch_size % getattr(self, name):
                 raise ValueError(
-                    f"{name} = {getattr(self, name)} does not divide batch_size = {self.batch_size}"
+                    f"{name} = {getattr(self, name)} does not divide batch_size = {self.batch_size}: "
+                    "use a divisor of it"
                 )
         check_batch(self.batch_size // self.group_size, self.mesh)
         check_batch(self.batch_size // self.minibatches, self.mesh, self.accumulate)
@@ -233,6 +234,15 @@ def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_
     return iteration
 
 
+def check(config: GroupedConfig) -> None:
+    """Raises ConfigError for models that are not there, or do not fit the lengths or each other."""
+    lengths = reply_lengths(config) | ({"text_length": config.text_length} if config.corpora else {})
+    bases = {"policy": (config.policy, "language"), "reward": (config.reward, "scalar")}
+    if config.reward == "answers":
+        del bases["reward"]
+    check_bases(lengths, bases)
+
+
 def run(config: GroupedConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
     """Aligns the policy and leaves it in `folder`.
 
@@ -244,12 +254,11 @@ def run(config: GroupedConfig, folder: Path, may_change: Iterable[str] = ()) -> 
         return
     announce(config, "grouped")
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    check(config)
     base = load_model(config.policy, mesh, "language")
     reward = None if config.reward == "answers" else load_model(config.reward, mesh, "scalar")
     if reward is not None:
         require("vaderSentiment")
-    lengths = reply_lengths(config) | ({"text_length": config.text_length} if config.corpora else {})
-    check_fit(lengths, {config.policy: base} | ({config.reward: reward} if reward else {}))
     # Without dropout: with it the ratio of the first pass would not be 1.
     language = ModelDefinition(LanguageModel, dataclasses.replace(base.definition.config, dropout=0.0))
     questions = read_questions(config, "train", base.tokenizer)

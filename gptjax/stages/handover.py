@@ -129,13 +129,17 @@ def model_kind(folder: str | Path) -> str | None:
     return json.loads(facts.read_text("utf-8"))["kind"] if facts.exists() else None
 
 
-def too_long(lengths: Mapping[str, int], context_length: int) -> str:
-    """The sentence for the first of the named lengths that is beyond the context; "" when all fit."""
+def too_long(lengths: Mapping[str, int], context_length: int, model: str = "") -> str:
+    """The sentence for the first of the named lengths that is beyond the context; "" when all fit.
+
+    `model` says which one it is, such as its run folder, where there could be a doubt.
+    """
     for name, length in lengths.items():
         if length > context_length:
+            which = f" ({model})" if model else ""
             return (
-                f"{name} = {length} is longer than the model's context_length = {context_length}: lower it, "
-                "or pretrain with a longer context"
+                f"{name} = {length} is longer than the model's context_length = {context_length}{which}: "
+                "lower it, or pretrain with a longer context"
             )
     return ""
 
@@ -148,19 +152,71 @@ def check_fit(lengths: Mapping[str, int], models: Mapping[str, TrainedModel]) ->
         models: run folder -> what it holds.
 
     Raises:
-        ConfigError: naming the key, or both folders.
+        ConfigError: naming the key and the folder, or both folders.
     """
-    first, *_ = models
-    for folder, model in models.items():
-        sentence = too_long(lengths, model.definition.config.context_length)
-        if sentence:
+    sizes = {folder: model.definition.config.context_length for folder, model in models.items()}
+    _check_fit(lengths, sizes, {folder: model.tokenizer.hash for folder, model in models.items()})
+
+
+def check_bases(lengths: Mapping[str, int], bases: Mapping[str, tuple[str, ...]]) -> None:
+    """As `check_fit`, before anything is loaded: reads of each base its `model.json` alone.
+
+    Args:
+        lengths: key of the configuration -> tokens.
+        bases: key of the configuration -> run folder, and the kinds of `KINDS` that will do.
+
+    Raises:
+        ConfigError: as `check_fit`, or a base is not there or of another kind; naming its key as well.
+    """
+    sizes, tokenizers = {}, {}
+    for key, (folder, *kinds) in bases.items():
+        try:
+            facts = read_facts(folder, *kinds)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from error
+        sizes[f"{key} = {folder}"] = from_json(facts["config"]).context_length
+        tokenizers[f"{key} = {folder}"] = facts["tokenizer_hash"]
+    _check_fit(lengths, sizes, tokenizers)
+
+
+def _check_fit(lengths: Mapping[str, int], sizes: Mapping[str, int], tokenizers: Mapping[str, str]) -> None:
+    """`check_fit` of context lengths and tokenizers' hashes by what the model is called."""
+    first, *_ = sizes
+    for model in sizes:
+        if sentence := too_long(lengths, sizes[model], model):
             raise ConfigError(sentence)
-        if model.tokenizer.hash != models[first].tokenizer.hash:
+        if tokenizers[model] != tokenizers[first]:
             raise ConfigError(
-                f"the models of {first} and {folder} have different tokenizers "
-                f"({models[first].tokenizer.hash[:16]}... and {model.tokenizer.hash[:16]}...): use "
-                "models that come of the same pretraining"
+                f"the models of {first} and {model} have different tokenizers "
+                f"({tokenizers[first][:16]}... and {tokenizers[model][:16]}...): use models that come of the "
+                "same pretraining"
             )
+
+
+def read_facts(folder: str | Path, *kinds: str) -> dict:
+    """What `save_model` wrote of a model beside its parameters.
+
+    Args:
+        folder: a stage's run folder.
+        kinds: of `KINDS`, those that will do; none takes any.
+
+    Raises:
+        ConfigError: there is no finished model, or it is of another kind.
+    """
+    if not str(folder):
+        raise ConfigError(
+            "no base model is named: set base (policy and reward in PPO) to a finished run folder"
+        )
+    file = Path(folder) / "model" / "model.json"
+    if not file.exists():
+        raise ConfigError(f"{folder} holds no finished model: run the stage that makes it first")
+    facts = json.loads(file.read_text("utf-8"))
+    if kinds and facts["kind"] not in kinds:
+        raise ConfigError(
+            f"{folder} holds a {facts['kind']} model where a {' or '.join(kinds)} model is needed: name the "
+            f"run folder of {MAKERS[kinds[0]]}"
+        )
+    return facts
 
 
 def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = None) -> TrainedModel:
@@ -175,19 +231,7 @@ def load_model(folder: str | Path, mesh: jax.sharding.Mesh, kind: str | None = N
         ConfigError: there is no finished model, it is of another kind, or its tokenizer is not the one it was
             trained with.
     """
-    if not str(folder):
-        raise ConfigError(
-            "no base model is named: set base (policy and reward in PPO) to a finished run folder"
-        )
-    source = Path(folder) / "model"
-    if not (source / "model.json").exists():
-        raise ConfigError(f"{folder} holds no finished model: run the stage that makes it first")
-    facts = json.loads((source / "model.json").read_text("utf-8"))
-    if kind not in (None, facts["kind"]):
-        raise ConfigError(
-            f"{folder} holds a {facts['kind']} model where a {kind} model is needed: name the run folder of "
-            + MAKERS[kind]
-        )
+    facts, source = read_facts(folder, *([] if kind is None else [kind])), Path(folder) / "model"
     tokenizer = load_tokenizer(source)
     if tokenizer.hash != facts["tokenizer_hash"]:
         raise ConfigError(

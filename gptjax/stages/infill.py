@@ -80,7 +80,8 @@ class InfillConfig:
         check_batch(self.batch_size, self.mesh, self.accumulate)
         if self.length > self.model.context_length:
             raise ValueError(
-                f"length = {self.length} is longer than model.context_length = {self.model.context_length}"
+                f"length = {self.length} is longer than model.context_length = {self.model.context_length}: "
+                "lower it, or raise model.context_length"
             )
         if self.length < 8:
             raise ValueError(

@@ -28,7 +28,7 @@ from gptjax.ranges import BelowOne, Count, Natural, Seed, SomeWeights
 from gptjax.runs import mark_done, open_run, stage_done, write_jsonl_atomic
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
 from gptjax.stages.dialogue_rows import read_line, read_source
-from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
+from gptjax.stages.handover import TrainedModel, check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.language_loss import PACKED, count_tokens, make_language_loss, select
 from gptjax.stages.sharded import compile_step, create_state
@@ -118,6 +118,12 @@ def make_writer(model: TrainedModel, ids: BlankIds, config: InfillChatConfig):
     return samples
 
 
+def check(config: InfillChatConfig) -> None:
+    """Raises ConfigError for a base that is not there or cannot read the rows."""
+    longest = config.length + config.sampling.max_new_tokens
+    check_bases({"length + sampling.max_new_tokens": longest}, {"base": (config.base, "glm")})
+
+
 def run(config: InfillChatConfig, folder: Path) -> None:
     """Fine-tunes the base model and leaves the assistant, its figures and some of its replies in `folder`."""
     folder = open_run(folder, config)
@@ -125,9 +131,8 @@ def run(config: InfillChatConfig, folder: Path) -> None:
         print(f"infill_chat: already done in {folder}")
         return
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    check(config)
     base = load_model(config.base, mesh, "glm")
-    longest = config.length + config.sampling.max_new_tokens
-    check_fit({"length + sampling.max_new_tokens": longest}, {config.base: base})
     ids = BlankIds.after(base.definition.config.vocab_size - RESERVED)
     train = read_examples(config, base, ids, "train")
     heldout = read_examples(config, base, ids, "heldout")

@@ -22,6 +22,7 @@ from gptjax.evaluation.batches import summed
 from gptjax.evaluation.perplexity import first_bytes
 from gptjax.losses.masked_lm import gather_places, masked_lm_loss
 from gptjax.models.encoder import EncoderConfig
+from gptjax.models.flops import masked_flops_per_token
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import MaskedLanguageModel
 from gptjax.ranges import Count, Natural, Seed, SomeWeights
@@ -78,7 +79,8 @@ class MaskedConfig:
         check_batch(self.batch_size, self.mesh, self.accumulate)
         if self.length > self.model.context_length:
             raise ValueError(
-                f"length = {self.length} is longer than model.context_length = {self.model.context_length}"
+                f"length = {self.length} is longer than model.context_length = {self.model.context_length}: "
+                "lower it, or raise model.context_length"
             )
 
 
@@ -182,7 +184,7 @@ def run(config: MaskedConfig, folder: Path) -> None:
         eval_every=config.eval_every,
         identity={"tokenizer": tokenizer.hash},
         tokens_per_step=tokens_per_step,
-        flops_per_token=None,
+        flops_per_token=masked_flops_per_token(definition, config.length, config.masking.max_predictions),
         devices=config.mesh.size,
         started=started,
     )

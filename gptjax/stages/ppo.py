@@ -27,7 +27,7 @@ from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, replicated
 from gptjax.stages.adapters import merged, save_adapters
 from gptjax.stages.conventions import PRESETS, Conventions
-from gptjax.stages.handover import TrainedModel, check_fit, load_model, save_model
+from gptjax.stages.handover import TrainedModel, check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo_data import ppo_lengths, prompt_rows, ptx_rows, read_prompts
 from gptjax.stages.ppo_evaluation import compare_policies, make_evaluation
@@ -127,7 +127,8 @@ class PpoConfig:
     def __post_init__(self):
         if self.batch_size % self.minibatches:
             raise ValueError(
-                f"minibatches = {self.minibatches} does not divide batch_size = {self.batch_size}"
+                f"minibatches = {self.minibatches} does not divide batch_size = {self.batch_size}: "
+                "use a divisor of it"
             )
         check_batch(self.batch_size // self.minibatches, self.mesh, self.accumulate)
         if self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.temperature == 0:
@@ -145,6 +146,14 @@ class PpoConfig:
             raise ValueError("ptx_coef needs corpora: name the text whose loss is to be kept")
         if self.ptx_coef and self.ptx_rows % (self.accumulate * self.mesh.batch_shards):
             raise ValueError(f"ptx_rows = {self.ptx_rows} must be a multiple of accumulate x mesh parts")
+
+
+def check(config: PpoConfig) -> None:
+    """Raises ConfigError for models that are not there, or do not fit the lengths or each other."""
+    bases = {"policy": (config.policy, "language"), "reward": (config.reward, "scalar")}
+    if config.tracking and config.tracking.gold:
+        bases["tracking.gold"] = (config.tracking.gold, "scalar")
+    check_bases(ppo_lengths(config), bases)
 
 
 def initial_critic(config: PpoConfig, base: TrainedModel, reward: TrainedModel):
@@ -196,10 +205,10 @@ class Prepared:
 
 def prepare(config: PpoConfig, mesh: jax.sharding.Mesh) -> Prepared:
     """Models, prompts, text, start and iteration of a run."""
+    check(config)
     base, folders = load_model(config.policy, mesh, "language"), judge_folders(config)
     judges = {name: load_model(folders[name], mesh, "scalar") for name in folders}
     reward, digests = judges["reward"], {name: judge.digest for name, judge in judges.items()}
-    check_fit(ppo_lengths(config), {config.policy: base} | {folders[name]: judges[name] for name in folders})
     # Without dropout: with it the ratio of the first pass would not be 1.
     language = ModelDefinition(LanguageModel, dataclasses.replace(base.definition.config, dropout=0.0))
     trained, tokenizer, scalar = trained_part(config, language), base.tokenizer, reward.definition

@@ -166,6 +166,15 @@ def evaluate_policies(
 
 def heldout_prompts(config) -> list[Messages]:
     """The held-out prompts in random order; those that occur before or in training come last."""
+    new, known = new_and_known_prompts(config)
+    print(
+        f"prompts: {len(new)} held-out ones are new, {len(known)} occur elsewhere and come last", flush=True
+    )
+    return new + known
+
+
+def new_and_known_prompts(config) -> tuple[list[Messages], list[Messages]]:
+    """The held-out prompts in random order: the new ones, and those that occur before or in training."""
     messages = read_prompts(config.prompts, "heldout", config.seed)
     seen = {json.dumps(prompt) for prompt in read_prompts(config.prompts, "train", config.seed)}
     new, known = [], []
@@ -173,10 +182,7 @@ def heldout_prompts(config) -> list[Messages]:
         text = json.dumps(messages[i])
         (known if text in seen else new).append(messages[i])
         seen.add(text)
-    print(
-        f"prompts: {len(new)} held-out ones are new, {len(known)} occur elsewhere and come last", flush=True
-    )
-    return new + known
+    return new, known
 
 
 def texts_of(rollout: Rollout, tokenizer) -> list[str]:

@@ -28,7 +28,7 @@ from gptjax.models.heads import LanguageModel
 from gptjax.ranges import BelowOne, Count, NonNegative, Positive, Seed
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.handover import check_fit, load_model, save_model
+from gptjax.stages.handover import check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.policy_figures import JudgingConfig, make_judge
 from gptjax.stages.reward import count_groups
@@ -213,6 +213,11 @@ def implicit_rewards(config: PreferenceConfig, policy: np.ndarray, more: dict[st
     )
 
 
+def check(config: PreferenceConfig) -> None:
+    """Raises ConfigError for a base that is not there or cannot read the rows."""
+    check_bases({"length": config.length}, {"base": (config.base, "language")})
+
+
 def run(config: PreferenceConfig, folder: Path, may_change: Iterable[str] = ()) -> None:
     """Trains the policy on rankings and leaves it in `folder`.
 
@@ -223,8 +228,8 @@ def run(config: PreferenceConfig, folder: Path, may_change: Iterable[str] = ()) 
         print(f"preference: already done in {folder}")
         return
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.mesh)
+    check(config)
     base = load_model(config.base, mesh, "language")
-    check_fit({"length": config.length}, {config.base: base})
     judge = make_judge(config.judging, base, mesh)
     definition = ModelDefinition(
         LanguageModel, dataclasses.replace(base.definition.config, dropout=config.dropout)

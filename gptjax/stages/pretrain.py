@@ -106,7 +106,8 @@ class PretrainConfig:
             )
         if self.length > self.model.context_length:
             raise ValueError(
-                f"length = {self.length} is longer than model.context_length = {self.model.context_length}"
+                f"length = {self.length} is longer than model.context_length = {self.model.context_length}: "
+                "lower it, or raise model.context_length"
             )
         check_decoder(self.model, self.length, self.mesh)
 

@@ -116,6 +116,19 @@ def encode(groups, tokenizer: Tokenizer, config, name: str) -> RankedArrays:
     return arrays
 
 
+def demonstrations(arrays: RankedArrays, config) -> np.ndarray:
+    """Which completions show how a reply should be, bool `[G, K]`.
+
+    Of the rated texts that is every one, since fine-tuning shows them all; of a file those that people put
+    first of their prompt.
+    """
+    valid = arrays.lengths > 0
+    if config.source == "ratings":
+        return valid
+    scores = np.where(valid, arrays.scores, -np.inf)
+    return scores == scores.max(1, keepdims=True)
+
+
 def epoch_order(tokens_G: np.ndarray, config) -> np.ndarray:
     """Prompts of every step, `[steps, batch_size]`; each epoch is shuffled anew, a partial batch left out.
 

@@ -1,6 +1,7 @@
 """The whole road: pretrain, fine-tune, learn a reward, align with PPO, and judge what came of it."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from contextlib import nullcontext
@@ -24,8 +25,10 @@ from gptjax.stages.beside import beside
 from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.handover import load_model
 from gptjax.stages.ppo import PpoConfig
+from gptjax.stages.ppo_evaluation import new_and_known_prompts
 from gptjax.stages.pretrain import PretrainConfig
 from gptjax.stages.reward import RewardConfig
+from gptjax.stages.reward_data import read_groups
 from gptjax.stages.road_checks import HANDED_OVER, check_settings, check_sources
 from gptjax.training.metrics import read_metrics
 
@@ -209,21 +212,33 @@ def chat_test(model: ChatModel, sampling: SamplingConfig) -> list[dict]:
     ]
 
 
-def side_by_side(config: RoadConfig, models: dict[str, ChatModel], questions: int = 4) -> list[dict]:
+def side_by_side(config: RoadConfig, models: dict[str, ChatModel]) -> list[dict]:
     """The same held-out prompts after pretraining, fine-tuning and PPO, drawn with the same seeds."""
-    asked = sorted({messages[0]["content"] for messages in read_dialogues("chatterbot", split="heldout")})
-    chosen = np.random.default_rng(config.seed).permutation(len(asked))[:questions]
-    prompts: list[Messages] = [[{"role": "user", "content": asked[i]}] for i in chosen]
-    prompts += [
-        [{"role": "user", "content": text}]
-        for text in ("Write a movie review.", "Write a tweet.", "Write a product review.")
-    ]
+    prompts: list[Messages] = []
+    for found, count in zip(unseen_prompts(config), (4, 3), strict=True):
+        fitting = (m for m in found if models["ppo"].prompt_length(m) <= config.ppo.prompt_length)
+        prompts += itertools.islice(fitting, count)
+    if not prompts:
+        return []
     seeds = list(range(len(prompts)))
     replies = {name: model.replies(prompts, config.ppo.sampling, seeds) for name, model in models.items()}
     return [
         {"prompt": messages[-1]["content"]} | {name: replies[name][i].strip() for name in replies}
         for i, messages in enumerate(prompts)
     ]
+
+
+def unseen_prompts(config: RoadConfig) -> tuple[list[Messages], list[Messages]]:
+    """What training never asks, in random order: first questions of the bundled dialogues; PPO's prompts."""
+    heldout, train = (read_dialogues("chatterbot", split=split) for split in ("heldout", "train"))
+    known = {message["content"] for messages in train for message in messages}
+    asked = sorted({messages[0]["content"] for messages in heldout} - known)
+    order = np.random.default_rng(config.seed).permutation(len(asked))
+    questions: list[Messages] = [[{"role": "user", "content": asked[i]}] for i in order]
+    ranked, _ = read_groups(dataclasses.replace(config.reward, seed=config.seed))
+    compared = {json.dumps(group.prompt) for group in ranked}
+    new, _ = new_and_known_prompts(dataclasses.replace(config.ppo, seed=config.seed))
+    return questions, [messages for messages in new if json.dumps(messages) not in compared]
 
 
 def reward_against_kl(metrics: Path) -> list[dict]:

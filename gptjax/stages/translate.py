@@ -30,6 +30,7 @@ from gptjax.generation.beam import BeamConfig
 from gptjax.generation.translator import Translator
 from gptjax.losses.lm import linear_cross_entropy
 from gptjax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from gptjax.models.flops import translation_flops_per_token
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import BelowOne, Count, Natural, Seed
 from gptjax.runs import mark_done, open_run, stage_done, write_jsonl_atomic
@@ -104,7 +105,7 @@ class TranslateConfig:
         if self.lengths[-1] > self.model.context_length:
             raise ValueError(
                 f"the last of lengths = {self.lengths[-1]} is longer than model.context_length = "
-                f"{self.model.context_length}"
+                f"{self.model.context_length}: lower it, or raise model.context_length"
             )
         for length in self.lengths:
             if self.batch_tokens % length:
@@ -240,7 +241,7 @@ def run(config: TranslateConfig, folder: Path) -> None:
         eval_every=config.eval_every,
         identity=identity,
         tokens_per_step=config.batch_tokens,
-        flops_per_token=None,
+        flops_per_token=translation_flops_per_token(definition, batches.mean_length),
         devices=config.mesh.size,
         started=started,
         keep=max(2, config.average),

@@ -11,9 +11,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import lineage
 import numpy as np
 import pytest
 from lineage import random_params
+from numpy_slopes import check_numpy, numpy_scalar
 
 from gptjax.models.attention import Attention, causal_mask, reference_attention
 from gptjax.models.banded import band_mask, banded_attention
@@ -35,29 +37,32 @@ def numpy_linear(x, p):
     return x @ p["kernel"] + p["bias"]
 
 
-def numpy_attention(x, p, band, documents):
-    q, k, v = (numpy_linear(x, p[name]).reshape(len(x), H, D // H) for name in ("query", "key", "value"))
+def numpy_attention(x, p, band, documents, heads):
+    channels = x.shape[1] // heads
+    q, k, v = (
+        numpy_linear(x, p[name]).reshape(len(x), heads, channels) for name in ("query", "key", "value")
+    )
     out = np.zeros_like(q)
     for i in range(len(x)):
         seen = [j for j in range(len(x)) if 0 <= i - j < band and documents[i] == documents[j]]
-        for h in range(H):
-            weights = np.exp([q[i, h] @ k[j, h] / np.sqrt(D / H) for j in seen])
+        for h in range(heads):
+            weights = np.exp([q[i, h] @ k[j, h] / np.sqrt(channels) for j in seen])
             out[i, h] = sum(w * v[j, h] for w, j in zip(weights / weights.sum(), seen, strict=True))
-    return numpy_linear(out.reshape(len(x), D), p["output"])
+    return numpy_linear(out.reshape(x.shape), p["output"])
 
 
 def numpy_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def numpy_logits(params, tokens, positions, documents, layers=4, band=W):
+def numpy_logits(params, tokens, positions, documents, layers=4, band=W, heads=H):
     """The forward pass of one row."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["decoder"]
     x = params["embedding"][tokens] + params["positions"][positions]
     for i in range(layers):
         p = jax.tree.map(lambda a, i=i: a[i], params["blocks"])
         reach = np.inf if i % 2 == 0 else band
-        x = x + numpy_attention(numpy_norm(x, p["attention_norm"]), p["attention"], reach, documents)
+        x = x + numpy_attention(numpy_norm(x, p["attention_norm"]), p["attention"], reach, documents, heads)
         inner = numpy_gelu(numpy_linear(numpy_norm(x, p["mlp_norm"]), p["mlp"]["up"]))
         x = x + numpy_linear(inner, p["mlp"]["down"])
     return numpy_norm(x, params["norm"]) @ params["embedding"].T
@@ -80,6 +85,19 @@ def test_forward_equals_numpy(model, logits):
     np.testing.assert_allclose(logits[0], expected, rtol=0, atol=1e-4)
     other_band = numpy_logits(model[1], TOKENS[0], np.arange(L), np.ones(L), band=W + 1)
     assert np.abs(logits[0] - other_band).max() > 0.01, "the test must tell one band from the next"
+
+
+def test_logits_and_gradients_equal_numpy():
+    """Each parameter array's gradient along a random direction against a central difference of the scalar."""
+    case, (count, length) = lineage.gpt3_case(), lineage.TOKENS.shape
+    shape = {"layers": case[0].config.layers, "band": case[0].config.attention_band, "heads": 4}
+
+    def forward(params):
+        row = np.arange(length), np.ones(length)
+        logits = np.stack([numpy_logits(params, lineage.TOKENS[i], *row, **shape) for i in range(count)])
+        return numpy_scalar([logits]), [logits]
+
+    check_numpy("gpt3", case, forward)
 
 
 @pytest.mark.parametrize("change", [{"loop": "unroll", "remat": "full"}, {"attention": "xla"}], ids=str)

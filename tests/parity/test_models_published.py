@@ -1,13 +1,11 @@
 """The systems of the lineage with random weights, logits and gradients, against transformers and torch."""
 
-import jax
 import jax.numpy as jnp
 import lineage
 import numpy as np
 import pytest
-from golden import check_golden
-from test_models_transformers import llama_names
-from torch_names import bert_names, gpt1_names, load, transformer_names
+from torch_names import bert_names, gpt1_names, llama_names, load, transformer_names
+from torch_parity import check_parity
 
 from gptjax.models.rotary import RotaryScaling, scale_frequencies
 
@@ -17,46 +15,13 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
-def check_parity(case, theirs, names, expected):
-    """Logits within 1e-4, gradients within 1e-3 of the largest entry of their tensor.
-
-    Args:
-        case: (definition, params, `params -> logits`).
-        theirs: the torch module.
-        names: our tree -> its tensors by torch's names.
-        expected: its logits, one tensor or a list.
-
-    Returns:
-        (torch's logits, torch's scalar).
-    """
-    _, params, logits_of = case
-    expected = expected if isinstance(expected, list) else [expected]
-    parts = [
-        (torch.log_softmax(x, -1) * torch.tensor(lineage.direction(tuple(x.shape)))).mean() for x in expected
-    ]
-    scalar = sum(parts)
-    scalar.backward()
-    (_, logits), gradient = jax.jit(jax.value_and_grad(lineage.scalar_of(logits_of), has_aux=True))(params)
-    for ours, true in zip(jax.tree.leaves(logits), expected, strict=True):
-        np.testing.assert_allclose(ours, true.detach().numpy(), rtol=0, atol=1e-4)
-    tensors = dict(theirs.named_parameters())
-    # A key bias moves no softmax: its gradient is zero but for the rounding of terms as large as the others.
-    rounding = 1e-3 * max(np.abs(x.grad.numpy()).max() for x in tensors.values())
-    for name, ours in names(gradient).items():
-        true = tensors[name].grad.numpy()
-        scale = max(np.abs(true).max(), rounding)
-        np.testing.assert_allclose(ours, true, rtol=0, atol=1e-3 * scale, err_msg=name)
-    return [x.detach().numpy() for x in expected], float(scalar.detach())
-
-
 def test_gpt1():
     case = lineage.gpt1_case()
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16, "vocab_size": lineage.V}
     theirs = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**shape, **NO_DROPOUT))
     load(theirs, gpt1_names(case[1]), tied=["lm_head.weight"])
     theirs.tie_weights()
-    found = check_parity(case, theirs, gpt1_names, theirs(torch.tensor(lineage.TOKENS)).logits)
-    check_golden("gpt1_logits", lineage.sampled(*found))
+    check_parity("gpt1", case, theirs, gpt1_names, theirs(torch.tensor(lineage.TOKENS)).logits)
 
 
 def rope(theta, original_context):
@@ -79,8 +44,7 @@ def test_llama31():
     )
     theirs = transformers.LlamaForCausalLM(config)
     load(theirs, llama_names(case[1]))
-    found = check_parity(case, theirs, llama_names, theirs(torch.tensor(lineage.TOKENS)).logits)
-    check_golden("llama31_logits", lineage.sampled(*found))
+    check_parity("llama31", case, theirs, llama_names, theirs(torch.tensor(lineage.TOKENS)).logits)
 
 
 def test_rotary_scaling_at_the_published_size():
@@ -95,8 +59,10 @@ def test_rotary_scaling_at_the_published_size():
     assert attention_factor == 1.0
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("gelu", "gelu_new"), ("gelu_erf", "gelu")])
-def test_bert(ours, theirs):
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs"), [("bert", "gelu", "gelu_new"), ("bert_erf", "gelu_erf", "gelu")]
+)
+def test_bert(name, ours, theirs):
     case, rows = lineage.bert_case(ours), lineage.bert_inputs()
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -111,9 +77,7 @@ def test_bert(ours, theirs):
     out = model(torch.tensor(lineage.TOKENS), token_type_ids=types, attention_mask=mask)
     tokens = out.prediction_logits
     expected = [tokens[0], tokens[1, :-5], out.seq_relationship_logits]
-    found = check_parity(case, model, bert_names, expected)
-    if ours == "gelu":
-        check_golden("bert_logits", lineage.sampled(*found))
+    check_parity(name, case, model, bert_names, expected)
 
 
 class TorchTransformer(torch.nn.Module):
@@ -155,5 +119,4 @@ def test_transformer():
     for name in biases:
         assert not theirs.state_dict()[name].any(), "torch starts attention biases at 0"
     logits = theirs(*lineage.transformer_inputs())
-    found = check_parity(case, theirs, transformer_names, [logits[0], logits[1, :-4]])
-    check_golden("transformer_logits", lineage.sampled(*found))
+    check_parity("transformer", case, theirs, transformer_names, [logits[0], logits[1, :-4]])

@@ -39,6 +39,15 @@ def gpt1_names(tree):
     return {f"transformer.{name}": array for name, array in names.items()}
 
 
+def gpt2_names(tree):
+    """As `gpt1_names`, with the norm after the last block that pre-norm models have."""
+    names = {
+        name.replace("tokens_embed", "wte").replace("positions_embed", "wpe"): array
+        for name, array in gpt1_names(tree).items()
+    }
+    return names | norm_names("transformer.ln_f", tree["decoder"]["norm"])
+
+
 def linear_names(prefix, linear):
     """transformers' Linear weights are [outputs, inputs]."""
     return {f"{prefix}.weight": linear["kernel"].T, f"{prefix}.bias": linear["bias"]}
@@ -63,6 +72,22 @@ def bert_names(tree):
     names |= linear_names("cls.predictions.transform.dense", tree["transform"])
     names |= norm_names("cls.predictions.transform.LayerNorm", tree["transform_norm"])
     return names | linear_names("cls.seq_relationship", tree["next_sentence"])
+
+
+def llama_names(tree):
+    """As `gpt1_names`; LLaMA's maps have no biases and its output matrix is its own."""
+    decoder = tree["decoder"]
+    names = {"lm_head.weight": tree["unembedding"].T, "model.embed_tokens.weight": decoder["embedding"]}
+    names["model.norm.weight"] = decoder["norm"]["scale"]
+    for i, block in enumerate(layers_of(decoder["blocks"])):
+        layer = f"model.layers.{i}."
+        names[f"{layer}input_layernorm.weight"] = block["attention_norm"]["scale"]
+        names[f"{layer}post_attention_layernorm.weight"] = block["mlp_norm"]["scale"]
+        for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "output")):
+            names[f"{layer}self_attn.{theirs}_proj.weight"] = block["attention"][ours]["kernel"].T
+        for name in ("gate", "up", "down"):
+            names[f"{layer}mlp.{name}_proj.weight"] = block["mlp"][name]["kernel"].T
+    return names
 
 
 def transformer_names(tree):
