@@ -26,7 +26,8 @@ def override(
     Hyphens and underscores are the same. Booleans are `true` and `false`, and `--dotted.no-key` alone is
     `--dotted.key false`. The absent value is `none`; lists are `a,b` or JSON, mappings
     `name=value,name=value` or JSON. To set a key of a group that is none switches the group on, with the
-    defaults of its other keys.
+    defaults of its other keys. Where a class has `presets`, name -> function of the configuration,
+    `--dotted.preset name` applies one, before all other words.
 
     Args:
       config: a configclass.
@@ -38,7 +39,8 @@ def override(
       ConfigError: an unknown key, a key set twice, a value of the wrong type, or an impossible combination.
     """
     changes = {}
-    for key, text in _pairs(config, arguments):
+    config, pairs = _apply_presets(config, list(_pairs(config, arguments)), file)
+    for key, text in pairs:
         path, annotation = _find(config, key, file, options)
         if text is None:
             raise ConfigError(f"key '{key}' has no value: write --{key} VALUE")
@@ -51,6 +53,9 @@ def override(
     return _rebuild(config, changes, file)
 
 
+PRESET = "preset"
+
+
 def describe(config: typing.Any) -> str:
     """Every key of a configuration with its value, its type and the sentence of its `Attributes:` entry."""
     rows = list(_rows(config))
@@ -60,6 +65,8 @@ def describe(config: typing.Any) -> str:
 
 def _rows(config: typing.Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     documented = _attributes(type(config))
+    if presets := _presets(config):
+        yield f"{prefix}{PRESET}", f"{'|'.join(presets)}   sets what one stands for, before the other keys"
     for name, annotation in fields_of(config).items():
         value = getattr(config, name)
         if is_config(value):
@@ -132,6 +139,39 @@ def _denied(config: typing.Any, key: str) -> str | None:
     if last in fields or truth == last or fields.get(truth) is not bool:
         return None
     return ".".join([*groups, truth])
+
+
+def _presets(config: typing.Any) -> dict[str, typing.Callable]:
+    return getattr(type(config), "presets", {})
+
+
+def _apply_presets(config: typing.Any, pairs: list, file: str) -> tuple[typing.Any, list]:
+    """The configuration with the presets that are named, and the pairs that name none."""
+    left, named = [], set()
+    for key, text in pairs:
+        *groups, last = key.replace("-", "_").split(".")
+        node = config
+        for name in groups:
+            node = _child(node, name) if is_config(node) and name in fields_of(node) else None
+        if last != PRESET or not (presets := _presets(node)):
+            left.append((key, text))
+            continue
+        if text is None:
+            raise ConfigError(f"key '{key}' has no value: write --{key} VALUE")
+        if key in named:
+            raise ConfigError(f"key '{key}' in {file} is set twice: set it once")
+        if text not in presets:
+            raise ConfigError(
+                f"key '{key}' in {file} must be one of {', '.join(presets)}, but '{text}' was given: the "
+                f"nearest is '{nearest(text, presets)}'"
+            )
+        named.add(key)
+        try:
+            changed = presets[text](node)
+        except pydantic.ValidationError as error:
+            raise ConfigError(explain(error, f"{file}, --{key} {text}")) from error
+        config = _rebuild(config, {tuple(groups): changed}, file) if groups else changed
+    return config, left
 
 
 def _find(

@@ -18,6 +18,8 @@ class Choices:
     whiten_rewards: bool = False
     per_minibatch: bool = False
     per_micro_batch: bool = False
+    count: str = "tokens"  # what a loss is a mean of, or replies by their "mean", "sum" or "sum / slots"
+    loss_kl: str = ""  # the estimator of a KL that is in the loss and not in the rewards
     cut: tuple[int, int] | None = None  # token and first slot
     missing: str = "subtract"
     penalty: float = 1.0
@@ -66,10 +68,12 @@ def judge(c, replies, end, models):
         if not stops:
             score = -c.penalty if c.missing == "replace" else score - c.penalty
         rewards = np.zeros(len(before))
-        rewards[:n] = -c.kl_coef * (own - ref)
+        if not c.loss_kl:
+            rewards[:n] = -c.kl_coef * (own - ref)
         rewards[-1] += score
         values = np.array([models["old_critic"][b] for b in before])
-        rows.append({"n": n, "tokens": drawn, "before": before, "own": own, "r": rewards, "v": values})
+        row = {"n": n, "tokens": drawn, "before": before, "own": own, "ref": ref, "r": rewards, "v": values}
+        rows.append(row)
     return rows
 
 
@@ -89,24 +93,30 @@ def credit(c, rows):
     return whiten(advantages, [row["n"] for row in rows], True, c.ddof), returns
 
 
-def weights(c, counts):
+def weights(c, counts, slots):
     """What each row's tokens count in a mean, the rows being micro-batches of one."""
-    return [1 / (len(counts) * n) if c.per_micro_batch else 1 / sum(counts) for n in counts]
+    if c.count == "tokens" and not c.per_micro_batch:
+        return [1 / sum(counts)] * len(counts)
+    parts = {"tokens": counts, "mean": counts, "sum": [1] * len(counts), "sum / slots": [slots] * len(counts)}
+    return [1 / (len(counts) * part) for part in parts[c.count]]
 
 
 def gradients(c, rows, advantages, returns, w, u, text):
     """Both losses on a minibatch and their gradients, for the logits `w` and the values `u`."""
     policy, value, dw, du = 0.0, 0.0, np.zeros_like(w), np.zeros_like(u)
-    for row, a, k in zip(rows, advantages, weights(c, [row["n"] for row in rows]), strict=True):
+    slots = len(rows[0]["tokens"])
+    for row, a, k in zip(rows, advantages, weights(c, [row["n"] for row in rows], slots), strict=True):
         for t in range(row["n"]):
             b, token = row["before"][t], row["tokens"][t]
             log_probs = log_softmax(w[b] / c.temperature)
             ratio = np.exp(log_probs[token] - row["own"][t])
             plain, clipped = -a[t] * ratio, -a[t] * np.clip(ratio, 0.8, 1.2)
             policy += k * max(plain, clipped)
-            if plain >= clipped:
-                dw[b] += k * plain * (np.eye(len(w))[token] - np.exp(log_probs)) / c.temperature
-    for row, target, k in zip(rows, returns, weights(c, [len(row["v"]) for row in rows]), strict=True):
+            slope, apart = plain * (plain >= clipped), log_probs[token] - row["ref"][t]
+            if c.loss_kl:
+                slope += c.kl_coef * {"k2": apart, "k3": 1 - np.exp(-apart)}[c.loss_kl]
+            dw[b] += k * slope * (np.eye(len(w))[token] - np.exp(log_probs)) / c.temperature
+    for row, target, k in zip(rows, returns, weights(c, [len(row["v"]) for row in rows], slots), strict=True):
         for b, old, goal in zip(row["before"], row["v"], target, strict=True):
             near = np.clip(u[b], old - 0.2, old + 0.2)
             value += k * 0.5 * max((u[b] - goal) ** 2, (near - goal) ** 2)

@@ -67,21 +67,40 @@ PUBLISHED = {
 # Where nothing is published, the choices of the configuration that the preset was given.
 CONSTANT = (1.0, 1.0)
 OWN = {"epsilon": 1e-3, "clip_norm": 0.05, "b2": 0.95, "value_rates": CONSTANT}
+DEFAULT = Choices(gamma=0.98, lam=0.9, kl_coef=0.3, penalty=0.75, rates=CONSTANT, **OWN)
 PUBLISHED |= {
-    "default": Choices(gamma=0.98, lam=0.9, kl_coef=0.3, penalty=0.75, rates=CONSTANT, **OWN),
+    "default": DEFAULT,
+    "k2_in_loss": replace(DEFAULT, loss_kl="k2", count="mean"),
+    "k3_in_loss": replace(DEFAULT, loss_kl="k3", count="sum / slots"),
     "instructgpt": Choices(
         temperature=1.0, kl_coef=0.02, penalty=0.0, text_coef=27.8, rates=(0.1, 0.1 + 0.9 / 80), **OWN
     ),
     "anthropic_hh": Choices(temperature=1.0, kl_coef=0.001, penalty=0.0, rates=CONSTANT, **OWN),
+}
+# Choices that no preset makes; the replies' micro-batches are of one, which changes none of their numbers.
+OPTIONS = {
+    "default": CONFIG,
+    "k2_in_loss": replace(
+        CONFIG,
+        kl_estimator="k2",
+        conventions=Conventions(kl_in="loss", aggregate="seq_mean_token_mean"),
+        accumulate=2,
+    ),
+    "k3_in_loss": replace(
+        CONFIG,
+        kl_estimator="k3",
+        conventions=Conventions(kl_in="loss", aggregate="seq_mean_token_sum_norm"),
+        accumulate=2,
+    ),
 }
 COLUMNS = ("oai2019", "n_plus", "trl_1_12", "instructgpt", "anthropic_hh")
 MODELS, PEAK, STEPS, KEY = make_models(), CONFIG.optimizer.learning_rate, 1000, jax.random.key(0)
 
 
 def configured(name):
-    """The configuration of a preset; where micro-batches matter, each is one reply."""
-    if name == "default":
-        return CONFIG
+    """The configuration of a preset or an option; where micro-batches matter, each is one reply."""
+    if name in OPTIONS:
+        return OPTIONS[name]
     given = {"cut_after": CUT_AFTER} if name == "oai2019" else {}
     parts = 2 if PUBLISHED[name].per_micro_batch else 1
     return replace(PRESETS[name](CONFIG, **given), minibatches=4, accumulate=parts)
@@ -249,5 +268,9 @@ def test_impossible_conventions_are_refused():
         Conventions(score_at="after_end", cut_at=".")
     with pytest.raises(ValueError, match="cut_after = 3 needs cut_at"):
         Conventions(cut_after=3)
+    with pytest.raises(ValueError, match="'micro_batch' belongs to aggregate 'token_mean'"):
+        Conventions(average_over="micro_batch", aggregate="seq_mean_token_sum")
+    with pytest.raises(ValueError, match="kl_in = 'loss' needs kl_estimator 'k2' or 'k3'"):
+        replace(CONFIG, conventions=Conventions(kl_in="loss"))
     with pytest.raises(ValueError, match=r"cut_after = 16 must be below sampling.max_new_tokens = 6"):
         oai2019(CONFIG)

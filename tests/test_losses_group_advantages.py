@@ -3,11 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.losses.group_advantages import (
-    group_normalised_advantages,
-    leave_one_out_advantages,
-    reply_weights,
-)
+from gptjax.losses.group_advantages import group_normalised_advantages, leave_one_out_advantages
+from gptjax.losses.masked import token_weights
 from gptjax.losses.ppo import policy_loss
 
 # One compilation a function instead of one an operation.
@@ -100,7 +97,7 @@ def test_at_ratio_1_the_summed_loss_has_the_gradient_of_reinforce():
     old = log_policy(logits, tokens)
 
     def surrogate(logits, aggregate):
-        weights = reply_weights(mask, aggregate=aggregate)
+        weights = token_weights(mask, aggregate)
         spread = jnp.broadcast_to(advantages[:, None], mask.shape)
         return policy_loss(log_policy(logits, tokens), old, spread, weights, clip=0.2, denominator=4)[0]
 
@@ -108,17 +105,10 @@ def test_at_ratio_1_the_summed_loss_has_the_gradient_of_reinforce():
         per_reply = (log_policy(logits, tokens) * mask).sum(1) / divide
         return -(advantages * per_reply).mean()
 
-    for aggregate, divide in (("sum", 1), ("mean", lengths)):
+    for aggregate, divide in (("seq_mean_token_sum", 1), ("seq_mean_token_mean", lengths)):
         ours, theirs = (
             jax.jit(jax.grad(surrogate), static_argnums=1)(logits, aggregate),
             jax.jit(jax.grad(reinforce))(logits, divide),
         )
         assert jnp.abs(theirs).max() > 0.01
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="aggregate 'max' is unknown"):
-        reply_weights(mask, aggregate="max")
-
-
-def test_an_empty_reply_weighs_nothing():
-    weights = reply_weights(jnp.array([[0, 0], [1, 1]]), aggregate="mean")
-    np.testing.assert_array_equal(weights, [[0, 0], [0.5, 0.5]])

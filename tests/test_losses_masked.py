@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.losses.masked import keep, masked_mean, masked_sum, masked_variance, masked_whiten, require_float
+from gptjax.losses.masked import (
+    keep,
+    masked_mean,
+    masked_sum,
+    masked_variance,
+    masked_whiten,
+    require_float,
+    token_weights,
+)
 
 X = jnp.array([1.0, 2.0, 3.0, 4.0])
 MASK = jnp.array([0, 1, 1, 0])
@@ -120,6 +128,33 @@ def test_means_of_parts_add_up_under_the_whole_count():
         pieces = zip(np.split(x, parts), np.split(mask, parts), strict=True)
         total = sum(masked_mean(a, b, denominator=mask.sum()) for a, b in pieces)
         np.testing.assert_allclose(total, whole, rtol=1e-5)
+
+
+AGGREGATES = {
+    "token_mean": lambda rows: sum(map(sum, rows)) / sum(map(len, rows)),
+    "seq_mean_token_mean": lambda rows: np.mean([np.mean(row) if row else 0.0 for row in rows]),
+    "seq_mean_token_sum": lambda rows: np.mean([sum(row) for row in rows]),
+    "seq_mean_token_sum_norm": lambda rows: np.mean([sum(row) for row in rows]) / 5,
+}
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_an_aggregate_is_its_formula_however_the_batch_is_cut(aggregate):
+    """Sequences of 1, 2, 3, 4 and no token."""
+    rng = np.random.default_rng(2)
+    x, lengths = rng.normal(size=(8, 5)).astype(np.float32), np.array([1, 2, 3, 4, 0, 4, 2, 1])
+    mask = np.arange(5) < lengths[:, None]
+    expected = AGGREGATES[aggregate]([row[:n].tolist() for row, n in zip(x, lengths, strict=True)])
+    count = mask.sum() if aggregate == "token_mean" else len(mask)
+    for parts in (1, 2, 8):
+        pieces = zip(np.split(x, parts), np.split(mask, parts), strict=True)
+        means = [masked_mean(a, token_weights(b, aggregate), denominator=count) for a, b in pieces]
+        np.testing.assert_allclose(sum(means), expected, rtol=1e-5)
+
+
+def test_an_unknown_aggregate_is_refused():
+    with pytest.raises(ValueError, match="aggregate 'max' is unknown"):
+        token_weights(jnp.ones((1, 2)), "max")
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])

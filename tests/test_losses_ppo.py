@@ -9,16 +9,24 @@ from gptjax.losses.ppo import (
     approx_kl,
     clip_fraction,
     explained_variance,
+    kl_loss,
     policy_loss,
     ratio_variance,
     value_loss,
 )
+from gptjax.losses.rewards import exact_kl
 
 CLIP = 0.2
 
 # One compilation a function instead of one an operation.
 policy_loss, value_loss = jax.jit(policy_loss), jax.jit(value_loss)
 explained_variance = jax.jit(explained_variance)
+
+
+@jax.jit
+def kl_k3(log_probs, ref_log_probs, mask, *, clip, denominator=None):
+    """k3 as a loss, called as the other two."""
+    return kl_loss(log_probs, ref_log_probs, mask, estimator="k3", denominator=denominator)
 
 
 def sample(batch=8, time=6):
@@ -41,7 +49,12 @@ def value_arguments():
     return values, old_values, returns, mask
 
 
-LOSSES = [(policy_loss, policy_arguments), (value_loss, value_arguments)]
+def kl_arguments():
+    log_probs, _, reference, _, _, _, mask = sample()
+    return log_probs, reference, mask
+
+
+LOSSES = [(policy_loss, policy_arguments), (value_loss, value_arguments), (kl_k3, kl_arguments)]
 
 
 def test_the_four_corners_of_the_clipped_surrogate_by_hand():
@@ -122,7 +135,8 @@ def test_value_loss_by_hand():
 
 @pytest.mark.parametrize(("loss", "arguments"), LOSSES)
 def test_only_the_trained_array_has_a_gradient(loss, arguments):
-    gradients = jax.grad(lambda *x: loss(*x, clip=CLIP)[0], (0, 1, 2))(*arguments())
+    given = arguments()
+    gradients = jax.grad(lambda *x: loss(*x, clip=CLIP)[0], tuple(range(len(given) - 1)))(*given)
     assert jnp.abs(gradients[0]).max() > 0
     for constant in gradients[1:]:
         np.testing.assert_array_equal(constant, jnp.zeros_like(constant))
@@ -190,6 +204,24 @@ def test_no_token_gives_zero(loss, arguments):
 def test_low_precision_arrays_give_float32_losses(loss, arguments):
     value, metrics = loss(*(x.astype(jnp.bfloat16) for x in arguments()), clip=CLIP)
     assert {x.dtype for x in jax.tree.leaves((value, metrics))} == {jnp.dtype("float32")}
+
+
+def test_k2_has_the_gradient_of_the_divergence_and_k3_that_of_the_other():
+    """Over a whole vocabulary, each token weighed with the probability that the policy draws it."""
+    logits, reference = jnp.asarray(np.random.default_rng(3).normal(size=(2, 7)), jnp.float32)
+    drawn, ref_log_probs = jax.nn.softmax(logits), jax.nn.log_softmax(reference)
+
+    def loss(logits, estimator):
+        given = jax.nn.log_softmax(logits), ref_log_probs, drawn
+        return kl_loss(*given, estimator=estimator, denominator=1.0)[0]
+
+    divergences = {"k2": exact_kl, "k3": lambda ours, theirs: exact_kl(theirs, ours)}
+    found = {kind: jax.grad(loss)(logits, kind) for kind in divergences}
+    for kind, divergence in divergences.items():
+        np.testing.assert_allclose(found[kind], jax.grad(divergence)(logits, reference), atol=1e-6)
+    assert jnp.abs(found["k2"] - found["k3"]).max() > 0.05
+    with pytest.raises(ValueError, match="estimator 'k1' gives no gradient on average; choose k2 or k3"):
+        loss(logits, "k1")
 
 
 def test_ratio_variance_survives_ratios_close_to_one():

@@ -8,7 +8,8 @@ import pytest
 from gptjax.losses.ranking import pair_matrix, pairwise_loss, ranking_loss
 
 # One compilation a function instead of one an operation.
-ranking_loss, pairwise_loss = jax.jit(ranking_loss), jax.jit(pairwise_loss)
+ranking_loss = jax.jit(ranking_loss, static_argnames="centring")
+pairwise_loss = jax.jit(pairwise_loss, static_argnames="centring")
 
 
 def softplus(x):
@@ -23,13 +24,13 @@ def sample(groups=6, completions=5):
     return rewards, scores, valid
 
 
-def numpy_ranking_loss(rewards, scores, valid, margin_scale=0.0):
+def numpy_ranking_loss(rewards, scores, valid, margin_scale=0.0, centring=0.0):
     per_group, correct = [], []
     for r, s, v in zip(*(np.asarray(x, np.float64) for x in (rewards, scores, valid)), strict=True):
         pairs = [(i, j) for i in range(len(r)) for j in range(len(r)) if v[i] and v[j] and s[i] > s[j]]
         if pairs:
             losses = [softplus(-(r[i] - r[j] - margin_scale * (s[i] - s[j]))) for i, j in pairs]
-            per_group.append(np.mean(losses))
+            per_group.append(np.mean(losses) + centring * np.mean([(r[i] + r[j]) ** 2 for i, j in pairs]))
             correct.append(np.mean([r[i] > r[j] for i, j in pairs]))
     return np.mean(per_group), np.mean(correct)
 
@@ -63,11 +64,11 @@ def test_three_completions_gradient_by_hand():
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("margin_scale", [0.0, 0.3])
-def test_matches_a_loop_over_pairs(margin_scale):
+@pytest.mark.parametrize(("margin_scale", "centring"), [(0.0, 0.0), (0.3, 0.0), (0.3, 0.1)])
+def test_matches_a_loop_over_pairs(margin_scale, centring):
     rewards, scores, valid = sample()
-    loss, metrics = ranking_loss(rewards, scores, valid, margin_scale=margin_scale)
-    expected, accuracy = numpy_ranking_loss(rewards, scores, valid, margin_scale)
+    loss, metrics = ranking_loss(rewards, scores, valid, margin_scale=margin_scale, centring=centring)
+    expected, accuracy = numpy_ranking_loss(rewards, scores, valid, margin_scale, centring)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
     possible = sum(math.comb(int(n), 2) for n in valid.sum(1))
@@ -139,9 +140,9 @@ def test_pairs_are_the_case_of_two_completions():
     chosen, rejected = jnp.asarray(rng.normal(size=(2, 7)), jnp.float32)
     both, ones = jnp.stack([chosen, rejected], 1), jnp.ones((7, 2))
     scores = jnp.tile(jnp.array([3.0, 1.0]), (7, 1))
-    for margin, scale in ((None, 0.0), (jnp.full(7, 0.5), 0.25)):
-        loss, metrics = pairwise_loss(chosen, rejected, margin)
-        expected, ranked = ranking_loss(both, scores, ones, margin_scale=scale)
+    for margin, scale, centring in ((None, 0.0, 0.0), (jnp.full(7, 0.5), 0.25, 0.1)):
+        loss, metrics = pairwise_loss(chosen, rejected, margin, centring=centring)
+        expected, ranked = ranking_loss(both, scores, ones, margin_scale=scale, centring=centring)
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
         for name in metrics:
             np.testing.assert_allclose(metrics[name], ranked[name], rtol=1e-6)

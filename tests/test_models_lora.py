@@ -17,6 +17,7 @@ from gptjax.models.lora import (
     LoraConfig,
     LoraDefinition,
     adapter_axes,
+    attach,
     initialise,
     merge,
     target_maps,
@@ -222,12 +223,48 @@ def test_merged_logits_are_those_of_the_two_paths():
     np.testing.assert_allclose(x @ merged, two_paths, rtol=1e-4, atol=1e-5)
 
 
+def test_attached_adapters_give_what_merged_ones_give():
+    """Quantised or not; adapters that are 0 change no bit."""
+    definition = MODELS["gpt2"]
+    params = draw(definition.abstract)
+    adapters = draw(LoraDefinition(definition, EVERY).abstract, seed=1, std=0.2)
+    tokens = batch()["tokens"][:2]
+    read = jax.jit(lambda p, ab, change: definition.apply(change(p, ab, EVERY), tokens), static_argnums=2)
+    plain = jax.jit(definition.apply)(params, tokens)
+    for base in (params, quantize(params, QuantizationConfig(bits=8))):
+        merged, attached = (read(base, adapters, change) for change in (merge, attach))
+        assert np.abs(merged - plain).max() > 0.1
+        np.testing.assert_allclose(attached, merged, rtol=1e-4, atol=1e-4)
+    off = jax.tree_util.tree_map_with_path(lambda path, x: x * (path[-1].key == "a"), adapters)
+    np.testing.assert_array_equal(read(params, off, attach), plain)
+
+
+@pytest.mark.slow
+def test_attached_adapters_are_never_added_up():
+    """Merged, a gradient holds the maps twice besides its arguments: their sums and their gradients."""
+    wide = gpt2("124M", vocab_size=16, context_length=4, width=256, layers=6, heads=2)
+    definition, lora = ModelDefinition(LanguageModel, wide), LoraConfig(rank=2, targets=("all",))
+    maps = sum(leaf_at(definition.abstract, path).size * 4 for path in linear_maps(definition.abstract))
+    tokens, adapters = np.zeros((1, 4), np.int32), LoraDefinition(definition, lora).abstract
+
+    def temporaries(change):
+        loss = lambda ab, p: definition.apply(change(p, ab, lora), tokens).sum()  # noqa: E731
+        compiled = jax.jit(jax.grad(loss)).lower(adapters, definition.abstract).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(merge) > 2 * maps
+    assert temporaries(attach) < maps / 2
+
+
 def test_adapters_of_another_model_are_refused():
     adapters = draw(LoraDefinition(MODELS["llama"], EVERY).abstract)
     with pytest.raises(
         ConfigError, match=r"key changes a map of shape \(2, 16, 8\), but the model's is \(2, 16, 16\)"
     ):
         merge(draw(MODELS["gpt2"].abstract), adapters, EVERY)
+    with pytest.raises(ConfigError, match=r"but the model's is \(2, 16, 16\)"):
+        small = quantize(draw(MODELS["gpt2"].abstract), QuantizationConfig(bits=4))
+        attach(small, adapters, EVERY)
     del adapters["decoder"]["blocks"]["attention"]
     adapters["decoder"]["blocks"]["mlp"] = {"gate": adapters["decoder"]["blocks"]["mlp"]["gate"]}
     with pytest.raises(ConfigError, match="the adapters have decoder.blocks.mlp.gate, which the model lacks"):
@@ -362,7 +399,7 @@ def test_the_gradient_of_the_adapters_is_the_chain_rule():
         return -jnp.take_along_axis(log_probs, rows["targets"][..., None], -1).mean()
 
     whole = jax.jit(jax.grad(loss))(merge_jit(params, adapters, EVERY))
-    ours = jax.jit(jax.grad(lambda ab: loss(merge(params, ab, EVERY))))(adapters)
+    ours = jax.jit(jax.grad(lambda ab: loss(attach(params, ab, EVERY))))(adapters)
     for name in ("query", "output"):
         dW, ab, got = (t["decoder"]["blocks"]["attention"][name]["kernel"] for t in (whole, adapters, ours))
         np.testing.assert_allclose(got["a"], 3 * np.einsum("nio,nro->nir", dW, ab["b"]), rtol=1e-4, atol=1e-6)

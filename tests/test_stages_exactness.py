@@ -111,6 +111,8 @@ def test_killed_in_any_phase_it_ends_with_the_same_digests(runs, whole, phase):
     runs.run(name)
     first = phase == "in the first iteration's self-check"
     assert first or "resumed at step" in runs.log(name)
+    checked = "self-check passed at the start from iteration 5" in runs.log(name)
+    assert checked == ("resumed at step 4" in runs.log(name))
     assert_same_run(whole, runs.root / name)
     rows = read_metrics(whole / "metrics.jsonl")
     assert all(set(DIGESTS) <= set(row) for row in rows)
@@ -192,6 +194,41 @@ def test_with_adapters_there_is_one_copy_of_the_base(runs):
     assert adapters < base / 20
 
 
+def recorded(jit, programs: list):
+    """`jax.jit` whose programs leave their name, their arguments' leaves and their sizes in memory."""
+
+    def recording(function, **choices):
+        jitted = jit(function, **choices)
+
+        def call(*arguments):
+            leaves = jax.tree.leaves(arguments)
+            if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+                sizes = jitted.lower(*arguments).compile().memory_analysis()
+                programs.append((function.__qualname__, leaves, sizes))
+            return jitted(*arguments)
+
+        return call
+
+    return recording
+
+
+@pytest.mark.slow
+def test_no_program_of_an_adapted_iteration_takes_the_base_twice(runs, monkeypatch):
+    programs = []
+    monkeypatch.setattr(jax, "jit", recorded(jax.jit, programs))
+    ready = prepare(runs.adapted, make_mesh(MeshConfig()))
+    programs.clear()
+    ready.iteration(ready.start, ready.batch_at(0), ready.key)
+    held, readers = jax.tree.leaves(ready.base.params), set()
+    for name, leaves, sizes in programs:
+        times = {sum(leaf is part for leaf in leaves) for part in held}
+        assert times in ({0}, {1}), name
+        if times == {1}:
+            readers.add(name.split(".")[0])
+            assert sizes.argument_size_in_bytes < 2 * nbytes(ready.base.params), name
+    assert readers >= {"make_rollout", "make_score", "SelfCheck", "make_adapted_step"}
+
+
 @pytest.mark.slow
 def test_the_adapted_policy_is_the_base_and_what_was_learnt(runs, adapted):
     rows = read_metrics(adapted / "metrics.jsonl")
@@ -240,6 +277,7 @@ def test_the_check_is_made_again(runs, whole):
     again = runs.run("again", config=dataclasses.replace(runs.config, self_check_every=2))
     rows = read_metrics(again / "metrics.jsonl")
     names = ("sampler_gap", "left_padding_gap", "right_padding_gap", "batch_gap", "first_ratio_gap")
+    names += ("critic_padding_gap", "reward_padding_gap")
     for row in rows:
         logged = {name for name in row if name.startswith("self_check/")}
         first = {"self_check/kl_of_equal_models"} if row["step"] == 1 else set()

@@ -121,6 +121,28 @@ def test_the_first_update_follows_the_gradient_of_reinforce(estimator, case, rol
     np.testing.assert_allclose(found["val/ratio"], 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+def test_the_ratio_may_be_that_of_a_whole_reply(estimator, rollout, scored, monkeypatch):
+    given = "gptjax.stages.grouped.response_log_probs"
+    monkeypatch.setattr(given, lambda language, log_probs, *_: (log_probs, None))
+    config = config_of(estimator=estimator, ratio="reply")
+    batch, _ = make_experience(config)(rollout, SCORES, *scored)
+    mask = np.asarray(rollout.mask, np.float64)
+    new = scored[0] + 0.3 * np.random.default_rng(0).normal(size=mask.shape).astype(np.float32) * mask
+    change = (np.asarray(new, np.float64) - scored[0]).sum(1)
+    ratio = np.exp(change / mask.sum(1) if estimator == "grpo" else change)
+    advantages = np.asarray(batch["advantages"], np.float64)
+    expected = np.maximum(-advantages * ratio, -advantages * ratio.clip(0.8, 1.2))
+    assert (expected != -advantages * ratio).any() and (expected == -advantages * ratio).any()
+    loss, metrics = make_grouped_loss(config, None)(new, batch, count_totals(batch), None)
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+    by_token = make_grouped_loss(dataclasses.replace(config, ratio="token"), None)(
+        new, batch, count_totals(batch), None
+    )
+    assert abs(by_token[0] - loss) > 1e-3
+    assert metrics["val/ratio"] == by_token[1]["val/ratio"]
+
+
 def test_groups_whose_rewards_are_equal_teach_nothing_and_are_counted(rollout, scored):
     config = config_of(kl_coef=0.0, missing_eos_penalty=0.0, estimator="grpo")
     scores = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0])

@@ -1,6 +1,7 @@
 """PPO's rollout quantities, losses and self-check: identities, invariances, and what breaks them."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,13 @@ from gptjax.stages.rollout import (
     reward_scores,
 )
 from gptjax.stages.self_check import (
+    SelfCheck,
     SelfCheckFailed,
     check_due,
     check_first_ratio,
     check_identities,
     padded_right,
+    padding_gap,
 )
 from gptjax.stages.sharded import compile_step, create_state
 from gptjax.training.optimizers import make_optimizer
@@ -70,18 +73,19 @@ def experience(case, score):
 KEYS = jax.random.split(jax.random.key(5), 2 * B).reshape(2, B)
 
 
-def check(case, rollout, log_probs, *, reference=None, keys=KEYS, dtype=jnp.float32, number=0):
+def check(case, rollout, log_probs, *, reference=None, keys=KEYS, dtype=jnp.float32, number=0, padding=None):
     """The self-check of a fresh policy, with one thing replaced."""
     reference = case.policy if reference is None else reference
     floats = {"rewards": jnp.arange(B).astype(dtype)}
-    return check_identities(log_probs, case.policy, reference, rollout, floats, keys, "float32", number)
+    given = log_probs, case.policy, reference, rollout, floats, keys, "float32", number, padding
+    return check_identities(*given)
 
 
 def test_self_check_passes_on_a_fresh_policy(case, rollout, log_probs, capsys):
     gaps = check(case, rollout, log_probs)
     assert gaps.pop("self_check/kl_of_equal_models") == 0
     assert len(gaps) == 4 and max(gaps.values()) < 1e-5
-    assert capsys.readouterr().out == "self-check passed, 8 identities hold\n"
+    assert capsys.readouterr().out == "self-check passed, 9 identities hold\n"
 
 
 def test_later_the_reference_is_another_and_the_rest_must_hold(case, rollout, log_probs, capsys):
@@ -135,6 +139,34 @@ def blind_to_padding(log_probs):
     )
 
 
+class Blind:
+    """A scalar model that counts padding: its scalar is the number of the slot."""
+
+    def apply(self, params, tokens, **_):
+        return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.float32), tokens.shape)
+
+
+def test_padding_changes_no_value_and_no_score(case, rollout):
+    gap = jax.jit(lambda params: padding_gap(case.scalar, params, rollout))
+    assert max(gap(case.critic), gap(case.reward)) < 1e-5
+
+
+def test_the_first_iteration_of_a_start_is_checked_whatever_its_number():
+    config = dataclasses.replace(CONFIG, self_check_every=20)
+    language = SimpleNamespace(config=SimpleNamespace(compute_dtype="float32"))
+    fresh, resumed, off = (
+        SelfCheck(c, language, None) for c in (config, config, dataclasses.replace(config, self_check=False))
+    )
+    assert [number for number in range(50) if fresh.due(number)] == [0, 20, 40]
+    assert [number for number in range(7, 50) if resumed.due(number)] == [7, 20, 40]
+    assert not any(off.due(number) for number in range(7, 50))
+    found = {"val/ratio_spread": jnp.float32(1e-14)}
+    logged = {number: resumed.of_update(found, number) for number in (7, 8, 20)}
+    assert logged == {7: {}, 8: {}, 20: {"self_check/first_ratio_gap": pytest.approx(1e-7)}}
+    with pytest.raises(SelfCheckFailed, match="iteration 8: 'the probability ratio is 1"):
+        resumed.of_update({"val/ratio_spread": jnp.float32(1.0)}, 7)
+
+
 def first_ratio(case, rollout, temperature):
     """The check of the first update, the policy scored at `temperature` when the rollout was made."""
     old, _ = response_log_probs(case.language, case.policy, rollout, temperature)
@@ -159,6 +191,9 @@ BROKEN = {
     ),
     "right padding changes nothing": lambda c, r, f: check(
         c, r, lambda params, rollout: f(params, rollout) + (rollout.prompt.shape[1] == 1)
+    ),
+    "padding changes no value and no score": lambda c, r, f: check(
+        c, r, f, padding={"critic": 0.0, "reward": padding_gap(Blind(), c.reward, r)}
     ),
     "rewards, values and log-probabilities are float32": lambda c, r, f: check(c, r, f, dtype=jnp.int32),
     "each request of each iteration has its own key": lambda c, r, f: check(

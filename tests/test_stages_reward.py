@@ -10,6 +10,7 @@ import tiny
 from gptjax.config import ConfigError
 from gptjax.data.corpora import read_documents
 from gptjax.data.preferences import RankedArrays
+from gptjax.data.quality import DataError
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.evaluation import reward_probe
 from gptjax.evaluation.reward_probe import RewardProbeConfig, last_hidden
@@ -36,7 +37,9 @@ def runs(tmp_path_factory):
     small = dataclasses.replace(small, epochs=1, length=160, base=str(root / "language"))
     configs = {
         "first": dataclasses.replace(small, loss="plackett_luce", half="first"),
-        "second": dataclasses.replace(small, loss="best_of_n", half="second", base=str(root / "first")),
+        "second": dataclasses.replace(
+            small, loss="best_of_n", half="second", base=str(root / "first"), normalise="mean_std"
+        ),
     }
     for name, config in configs.items():
         reward.run(config, root / name)
@@ -53,7 +56,7 @@ class Given:
 @pytest.mark.parametrize(
     ("loss", "margin", "expected"),
     [
-        ("pairs", 0.5, lambda *arrays: ranking_loss(*arrays, margin_scale=0.5)),
+        ("pairs", 0.5, lambda *arrays: ranking_loss(*arrays, margin_scale=0.5, centring=0.25)),
         ("plackett_luce", 0.0, plackett_luce_loss),
         ("best_of_n", 0.0, best_of_n_loss),
     ],
@@ -63,14 +66,17 @@ def test_the_loss_is_the_one_that_is_named(loss, margin, expected):
     scalars, scores = rng.normal(size=(2, 6)).astype(np.float32), rng.integers(0, 3, (2, 3))
     batch = {"tokens": None, "segment_ids": None, "positions": None, "valid": np.ones((2, 3), bool)}
     batch |= {"end_row": np.array([[0] * 3, [1] * 3]), "end_column": np.array([[0, 1, 2], [3, 4, 5]])}
-    value, _ = reward.make_reward_loss(Given(), margin, loss)(scalars, batch | {"scores": scores}, 2.0, None)
+    value, _ = reward.make_reward_loss(Given(), margin, loss, 0.25)(
+        scalars, batch | {"scores": scores}, 2.0, None
+    )
     rewards = np.stack([scalars[0, :3], scalars[1, 3:]])
     np.testing.assert_allclose(value, expected(rewards, scores, batch["valid"])[0], rtol=1e-6)
 
 
-def test_a_margin_belongs_to_pairs():
-    with pytest.raises(ValueError, match="margin_scale = 1.5 belongs to loss = 'pairs': set it to 0"):
-        reward.RewardConfig(length=8, batch_size=1, margin_scale=1.5, loss="best_of_n")
+@pytest.mark.parametrize("name", ["margin_scale", "centring"])
+def test_a_margin_and_centring_belong_to_pairs(name):
+    with pytest.raises(ValueError, match=f"{name} = 1.5 belongs to loss = 'pairs': set it to 0"):
+        reward.RewardConfig(length=8, batch_size=1, loss="best_of_n", **{name: 1.5})
 
 
 def test_halves_share_no_prompt_and_what_is_held_out(runs):
@@ -95,6 +101,31 @@ def test_a_reward_model_goes_on_from_another(runs):
     metrics = read_metrics(root / "second" / "metrics.jsonl")[0]
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     assert not np.isclose(read_metrics(root / "first" / "metrics.jsonl")[0]["loss"], expected, rtol=1e-3)
+
+
+def rewards_of(model, config):
+    """Rewards of the training texts that are centred on."""
+    arrays = reward.encode(read_groups(config)[0][:256], model.tokenizer, config, "rankings")
+    return reward.score_all(model.definition, model.params, arrays, config)[demonstrations(arrays, config)]
+
+
+def test_rewards_are_normalised_as_the_configuration_says(runs):
+    root, configs = runs
+    kept = {name: load_model(root / name, make_mesh(MeshConfig()), "scalar") for name in configs}
+    biased, scaled = (rewards_of(kept[name], configs[name]) for name in ("first", "second"))
+    # Sums of some 80 rewards in float32, which the head's 16 products and the scaling round.
+    assert abs(biased.mean()) < 1e-5 and abs(scaled.mean()) < 1e-5
+    assert abs(scaled.std() - 1) < 1e-5 < abs(biased.std() - 1)
+
+    given = kept["first"].params
+    assert reward.normalised(given, biased, "none") == (given, 1.0)
+    params, scale = reward.normalised(given, biased, "mean_std")
+    assert scale == biased.std()
+    expected = (biased - biased.mean()) / biased.std()
+    found = rewards_of(dataclasses.replace(kept["first"], params=params), configs["first"])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(DataError, match="all equal: set normalise to 'bias'"):
+        reward.normalised(given, np.ones(3, np.float32), "mean_std")
 
 
 def test_the_best_of_each_prompt_of_a_file_average_0(runs):
@@ -141,7 +172,10 @@ def test_the_probe_measures_each_and_all_together(runs):
     assert set(found["models"]) == set(names)
     for name in names:
         assert 0 <= found["models"][name]["unlike_auroc"]["shakespeare"] <= 1
-    assert found["models"][names[0]]["accuracy"] == read_done(root / "first")["heldout"]["accuracy"]
+    for name in names:  # the second's figures are of its scaled rewards, which the probe reads
+        stored = read_done(name)["heldout"]
+        assert found["models"][name]["accuracy"] == stored["accuracy"]
+        np.testing.assert_allclose(found["models"][name]["ece_raw"], stored["ece_raw"], atol=1e-4)
     assert 0 <= found["ensemble"]["agreement"] <= 1 and found["ensemble"]["disagreement"] > 0
     with pytest.raises(ConfigError, match="language is not a run of the reward stage"):
         reward_probe.run(RewardProbeConfig(models=(str(root / "language"),)), root / "other")

@@ -1,12 +1,12 @@
 """Advantages without a critic: several replies to one prompt are each other's baseline.
 
-Shapes: G prompts, K replies of each (`valid` says which count), B sequences, T time steps of a response.
+Shapes: G prompts, K replies of each (`valid` says which count).
 """
 
 import jax
 import jax.numpy as jnp
 
-from gptjax.losses.masked import as_float, keep, masked_mean, masked_variance, require_float, safe_divide
+from gptjax.losses.masked import keep, masked_mean, masked_variance, require_float, safe_divide
 
 
 def leave_one_out_advantages(rewards_GxK: jax.Array, valid_GxK: jax.Array) -> jax.Array:
@@ -84,35 +84,3 @@ def group_normalised_advantages(
         for extreme, other in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
     )
     return jnp.where(high > low, safe_divide(centred, deviation_Gx1 + epsilon), 0)
-
-
-def reply_weights(mask_BxT: jax.Array, *, aggregate: str) -> jax.Array:
-    """What a token counts in a loss over replies, as a mask for `losses.ppo.policy_loss`.
-
-    Divide by the number of replies: with "sum" a reply counts the sum over its tokens, which at ratio 1 has
-    the gradient of ``A log policy(reply)``, REINFORCE; with "mean" their mean, as in GRPO, so that a wrong
-    long reply is punished less a token than a short one.
-
-    Args:
-        mask_BxT: [B, T], 1 on the tokens of the response.
-        aggregate: "sum" or "mean".
-
-    Returns:
-        [B, T] float32.
-
-    Raises:
-        ValueError: `aggregate` is none of the two.
-
-    Source: Shao et al. 2024, equation 3 (mean); Ahmadian et al. 2024 (sum).
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> reply_weights(jnp.array([[1, 1, 0], [1, 0, 0]]), aggregate="mean").tolist()
-        [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
-    """
-    mask = as_float(mask_BxT)
-    if aggregate == "sum":
-        return mask
-    if aggregate == "mean":
-        return safe_divide(mask, jnp.sum(mask, axis=1, keepdims=True))
-    raise ValueError(f"reply_weights: aggregate {aggregate!r} is unknown; choose sum or mean.")

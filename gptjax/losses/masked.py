@@ -172,3 +172,43 @@ def masked_whiten(
     mean = masked_mean(x, mask)
     whitened = (keep(x, mask) - mean) * jax.lax.rsqrt(masked_variance(x, mask, bessel=bessel) + epsilon)
     return keep(whitened if shift_mean else whitened + mean, mask)
+
+
+def token_weights(mask_BxT: jax.Array, aggregate: str) -> jax.Array:
+    """What each token counts in the mean over a batch that a loss is, as a mask to give that loss.
+
+    To be divided by the number of tokens for "token_mean", by that of sequences for the others. With n tokens
+    of a sequence and T slots it is, in the order below, ``1``, ``1 / n``, ``1`` and ``1 / T``.
+
+    Args:
+        mask_BxT: [B, T], 1 on the tokens of the response.
+        aggregate: "token_mean" (PPO), a mean over all tokens, in which a long sequence weighs more than a
+            short one; "seq_mean_token_mean" (GRPO), a mean over sequences of the means over their tokens;
+            "seq_mean_token_sum" (RLOO), of their sums, which at ratio 1 has the gradient of REINFORCE; or
+            "seq_mean_token_sum_norm" (Dr. GRPO), of their sums over a constant.
+
+    Returns:
+        [B, T] float32; 0 for a sequence without a token.
+
+    Raises:
+        ValueError: `aggregate` is none of the four.
+
+    Source: Shao et al. 2024 (DeepSeekMath), equation 3; Ahmadian et al. 2024; Liu et al. 2025 (arXiv
+        2503.20783), section 3.2; the names are verl's, `agg_loss`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> token_weights(jnp.array([[1, 1, 0], [1, 0, 0]]), "seq_mean_token_mean").tolist()
+        [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
+    """
+    mask = as_float(mask_BxT)
+    if aggregate in ("token_mean", "seq_mean_token_sum"):
+        return mask
+    if aggregate == "seq_mean_token_mean":
+        return safe_divide(mask, jnp.sum(mask, axis=1, keepdims=True))
+    if aggregate == "seq_mean_token_sum_norm":
+        return mask / mask.shape[1]
+    raise ValueError(
+        f"token_weights: aggregate {aggregate!r} is unknown; choose token_mean, seq_mean_token_mean, "
+        "seq_mean_token_sum or seq_mean_token_sum_norm."
+    )

@@ -126,6 +126,51 @@ def policy_loss(
     return loss, jax.lax.stop_gradient(metrics)
 
 
+def kl_loss(
+    log_probs_BxT: jax.Array,
+    ref_log_probs_BxT: jax.Array,
+    mask_BxT: jax.Array,
+    *,
+    estimator: str,
+    denominator: jax.Array | float | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Divergence from the reference as a term of the loss, in place of its price in the reward.
+
+    ``loss = mean of kl_estimate(log_probs - ref_log_probs)``
+
+    What counts is the gradient. On tokens drawn from the policy that of k2 averages to the gradient of
+    KL(policy, reference) in each state; that of k3, although k3 itself is unbiased, to the gradient of the
+    other divergence, KL(reference, policy); that of k1 to 0, so k1 is refused.
+
+    Args:
+        log_probs_BxT: [B, T] of the policy being trained.
+        ref_log_probs_BxT: [B, T] of the frozen reference; a constant.
+        mask_BxT: [B, T]; what a token counts, as in `policy_loss`.
+        estimator: "k2", or "k3" as in GRPO.
+        denominator: as in `policy_loss`.
+
+    Returns:
+        loss: float32 scalar, nats.
+        metrics: `loss/kl`.
+
+    Raises:
+        ValueError: the estimator is none of the two.
+
+    Source: Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), equation 4, with k3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(kl_loss(jnp.array([0.5]), jnp.array([0.0]), jnp.ones(1), estimator="k2")[0]), 4)
+        0.125
+    """
+    if estimator not in ("k2", "k3"):
+        raise ValueError(f"kl_loss: estimator {estimator!r} gives no gradient on average; choose k2 or k3.")
+    ref_log_probs = jax.lax.stop_gradient(keep(ref_log_probs_BxT, mask_BxT))
+    estimates = kl_estimate(keep(log_probs_BxT, mask_BxT) - ref_log_probs, estimator)
+    loss = masked_mean(estimates, mask_BxT, denominator=denominator)
+    return loss, {"loss/kl": jax.lax.stop_gradient(loss)}
+
+
 def ratio_variance(ratio: jax.Array, ratio_spread: jax.Array) -> jax.Array:
     """Variance of the ratio over tokens, `val/ratio_var`: ``mean (ratio - 1)^2 - (mean ratio - 1)^2``.
 

@@ -38,11 +38,13 @@ def ranking_loss(
     valid_GxK: jax.Array,
     *,
     margin_scale: float = 0.0,
+    centring: float = 0.0,
     denominator: jax.Array | float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Bradley-Terry loss over all ordered pairs of a group; every group weighs the same.
 
-    ``loss = mean over groups of mean over pairs i > j of -log sigmoid(r_i - r_j - margin_scale (s_i - s_j))``
+    ``loss = mean over groups of mean over pairs i > j of
+    -log sigmoid(r_i - r_j - margin_scale (s_i - s_j)) + centring (r_i + r_j)^2``
 
     A group of K ranked completions is one element of the batch with its C(K, 2) pairs, so that each
     completion is run through the model once. Ties are dropped; a group without a pair (all tied, or one
@@ -53,6 +55,7 @@ def ranking_loss(
         scores_GxK: [G, K] human scores, higher is better; anything where not valid.
         valid_GxK: [G, K] boolean or 0/1, which completions exist.
         margin_scale: reward units that a difference of one score unit asks for.
+        centring: price of rewards whose mean over a pair is not 0; differences alone leave it free.
         denominator: the number of groups that have a pair, of the whole batch; None for that of these arrays.
 
     Returns:
@@ -63,7 +66,7 @@ def ranking_loss(
         TypeError: the rewards are not floating.
 
     Source: Ouyang et al. 2022 (InstructGPT), section 3.5, equation 1; margin: Touvron et al. 2023 (Llama 2),
-        section 3.2.2.
+        section 3.2.2; centring: Eisenstein et al. 2023 (arXiv 2312.09244), as in TRL.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,6 +82,8 @@ def ranking_loss(
     difference_GxKxK = rewards[:, :, None] - rewards[:, None, :]
     margin_GxKxK = margin_scale * (scores[:, :, None] - scores[:, None, :])
     losses_GxKxK = -jax.nn.log_sigmoid(difference_GxKxK - margin_GxKxK)
+    if centring:
+        losses_GxKxK += centring * (rewards[:, :, None] + rewards[:, None, :]) ** 2
     loss = _mean_over_groups(losses_GxKxK, pairs_GxKxK, denominator)
     metrics = ranking_metrics(rewards, scores, valid_GxK, denominator=denominator)
     return loss, {"loss": jax.lax.stop_gradient(loss), **metrics}
@@ -132,16 +137,18 @@ def pairwise_loss(
     rejected_B: jax.Array,
     margin_B: jax.Array | None = None,
     *,
+    centring: float = 0.0,
     denominator: jax.Array | float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Bradley-Terry loss of pairs: `ranking_loss` with K = 2.
 
-    ``loss = mean of -log sigmoid(chosen - rejected - margin)``
+    ``loss = mean of -log sigmoid(chosen - rejected - margin) + centring (chosen + rejected)^2``
 
     Args:
         chosen_B: [B] floating, the rewards of the preferred completions.
         rejected_B: [B] floating, the rewards of the others.
         margin_B: [B], how far apart they should be; None for 0.
+        centring: as in `ranking_loss`.
         denominator: the number of pairs of the whole batch; None for B.
 
     Returns:
@@ -158,10 +165,15 @@ def pairwise_loss(
         >>> round(float(pairwise_loss(jnp.array([0.7]), jnp.array([0.0]))[0]), 4)
         0.4032
     """
-    difference = require_float("chosen rewards", chosen_B) - require_float("rejected rewards", rejected_B)
+    chosen = require_float("chosen rewards", chosen_B)
+    rejected = require_float("rejected rewards", rejected_B)
+    difference = chosen - rejected
     every = jnp.ones_like(difference)
     margin = 0.0 if margin_B is None else as_float(margin_B)
-    loss = masked_mean(-jax.nn.log_sigmoid(difference - margin), every, denominator=denominator)
+    losses = -jax.nn.log_sigmoid(difference - margin)
+    if centring:
+        losses += centring * (chosen + rejected) ** 2
+    loss = masked_mean(losses, every, denominator=denominator)
     metrics = {
         "loss": loss,
         "accuracy": masked_mean(difference > 0, every, denominator=denominator),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gptjax.models.matmul import TransposedMatrix, matmul
+from gptjax.models.matmul import AdaptedMatrix, TransposedMatrix, matmul
 from gptjax.models.quantization import QuantizedMatrix, dequantize_after
 
 
@@ -25,7 +25,7 @@ def constant_param(shape: tuple[int, ...], axes: tuple[str, ...], value: float) 
 
 
 class Linear(nnx.Module):
-    """`y = x W + b` with operands in `dtype` and a float32 result; W may be quantised.
+    """`y = x W + b` with operands in `dtype` and a float32 result; W may be quantised, or adapted.
 
     W starts from N(0, (gain std)^2); a std of None is Xavier's, `sqrt(2 / (I + O))` (Glorot and Bengio 2010).
     """
@@ -38,6 +38,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x_BxLxI: jax.Array) -> jax.Array:
         kernel_IxO = self.kernel.get_value()
+        if isinstance(kernel_IxO, AdaptedMatrix):
+            return self._after(x_BxLxI, kernel_IxO.weight) + kernel_IxO.change(x_BxLxI, self.dtype)
+        return self._after(x_BxLxI, kernel_IxO)
+
+    def _after(self, x_BxLxI: jax.Array, kernel_IxO) -> jax.Array:
         if isinstance(kernel_IxO, QuantizedMatrix):
             kernel_IxO = dequantize_after(x_BxLxI, kernel_IxO)
         if isinstance(kernel_IxO, TransposedMatrix):

@@ -6,12 +6,13 @@ Linear maps here are `y = x W`, so the paper's `W + (alpha / r) B A` is transpos
 The adapters are a tree of their own: `kernel: {a, b}` stands where the model has `kernel`. Only this tree is
 trained, so the base costs neither gradient nor moments that outlive a step:
 
-    loss(adapters) = model_loss(merge(base, adapters, config))
+    loss(adapters) = model_loss(attach(base, adapters, config))
 
 Legend: N layers, I inputs, O outputs, r rank.
 """
 
 import zlib
+from functools import partial
 from typing import Annotated
 
 import jax
@@ -20,6 +21,7 @@ from pydantic import Field
 
 from gptjax.config import ConfigError, configclass
 from gptjax.models.functional import ModelDefinition, Params, leaf_at, linear_maps
+from gptjax.models.matmul import AdaptedMatrix
 from gptjax.models.quantization import QuantizedMatrix, dequantize_matrix
 from gptjax.ranges import Count, Positive
 
@@ -127,12 +129,22 @@ def merge(params: Params, adapters: Params, config: LoraConfig) -> Params:
     Raises:
         ConfigError: the adapters have a map that the model lacks, or of another shape.
     """
-    return _add(params, adapters, config.scale, ())
+    return _change(params, adapters, partial(_sum, scale=config.scale), ())
+
+
+def attach(params: Params, adapters: Params, config: LoraConfig) -> Params:
+    """What `merge` computes, with the adapters beside their maps as `AdaptedMatrix`: what is trained.
+
+    The adapted maps and their gradients, each as large as the maps of the base, are never made; where the
+    same parameters read many tokens one after the other, merging them once is faster. Arguments and errors
+    as `merge`'s; a quantised map stays so.
+    """
+    return _change(params, adapters, partial(AdaptedMatrix, scale=config.scale), ())
 
 
 def unmerge(params: Params, adapters: Params, config: LoraConfig) -> Params:
     """The base that `merge` started from, up to float32 rounding. Arguments as `merge`'s."""
-    return _add(params, adapters, -config.scale, ())
+    return _change(params, adapters, partial(_sum, scale=-config.scale), ())
 
 
 class LoraDefinition:
@@ -165,20 +177,27 @@ class LoraDefinition:
         return sum(leaf_at(self._model.abstract, path).size for path in maps)
 
 
-def _add(params, adapters, scale, path):
+def _sum(kernel, a, b, *, scale: float):
+    if isinstance(kernel, QuantizedMatrix):
+        kernel = dequantize_matrix(kernel)
+    # At their default precision GPUs and TPUs would round the change to three digits.
+    change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return kernel + (scale * change).astype(kernel.dtype)
+
+
+def _change(params, adapters, combine, path):
+    """The tree with `combine(kernel, a, b)` for every map that has an adapter."""
     if path[-1:] == ("kernel",):
         a, b = adapters["a"], adapters["b"]
-        if isinstance(params, QuantizedMatrix):
-            params = dequantize_matrix(params)
         shape = (*a.shape[:-1], b.shape[-1])
-        if shape != params.shape:
+        quantised = isinstance(params, QuantizedMatrix)
+        known = (jax.eval_shape(dequantize_matrix, params) if quantised else params).shape
+        if shape != known:
             raise ConfigError(
                 f"the adapter of {'.'.join(path[:-1])} changes a map of shape {shape}, but the model's is "
-                f"{params.shape}: use the model it was trained on"
+                f"{known}: use the model it was trained on"
             )
-        # At their default precision GPUs and TPUs would round the change to three digits.
-        change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-        return params + (scale * change).astype(params.dtype)
+        return combine(params, a, b)
     changed = dict(params)
     for name, child in adapters.items():
         if name not in params:
@@ -186,7 +205,7 @@ def _add(params, adapters, scale, path):
                 f"the adapters have {'.'.join((*path, name))}, which the model lacks: use the model they "
                 "were trained on"
             )
-        changed[name] = _add(params[name], child, scale, (*path, name))
+        changed[name] = _change(params[name], child, combine, (*path, name))
     return changed
 
 

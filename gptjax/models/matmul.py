@@ -109,6 +109,29 @@ class TransposedMatrix:
         return _product(x_BxLxI, self.weight_OxI, ((x_BxLxI.ndim - 1,), (1,)), ((), ()), dtype)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=("weight", "a", "b"), meta_fields=("scale",))
+@dataclass(frozen=True)
+class AdaptedMatrix:
+    """A weight with a low-rank change, `W + scale A B`, that is not added up: `x W + scale (x A) B`.
+
+    Neither the sum nor its gradient, each as large as W, is ever in memory.
+
+    Attributes:
+        weight: `[..., I, O]`, or what stands for it in a layer.
+        a, b: `[..., I, r]` and `[..., r, O]`.
+        scale: a constant.
+    """
+
+    weight: jax.Array
+    a: jax.Array
+    b: jax.Array
+    scale: float
+
+    def change(self, x_BxLxI: jax.Array, dtype: str) -> jax.Array:
+        """`scale (x A) B`, float32 `[..., O]`."""
+        return self.scale * matmul(matmul(x_BxLxI, self.a, dtype), self.b, dtype)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def scores_product(q_BxHxLxC: jax.Array, k_BxHxSxC: jax.Array, dtype: str = "float32") -> jax.Array:
     """`q @ k^T` for every batch row and head: `[B, H, L, C] x [B, H, S, C] -> float32 [B, H, L, S]`."""

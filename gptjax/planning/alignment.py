@@ -171,7 +171,11 @@ def _rollout(B: int, P: int, T: int, mesh) -> Rollout:
 def _experience(config: PpoConfig, count: int, mesh) -> Experience:
     T = config.sampling.max_new_tokens
     real = by_rows(jax.ShapeDtypeStruct((count, T), jnp.float32), mesh)
-    return Experience(_rollout(count, config.prompt_length, T, mesh), *6 * (real,))
+    made = Experience(_rollout(count, config.prompt_length, T, mesh), *6 * (real,))
+    if config.conventions.kl_in == "reward":
+        return made
+    price = by_rows(jax.ShapeDtypeStruct((count,), jnp.float32), mesh)
+    return dataclasses.replace(made, ref_log_probs=real, kl_coef=price)
 
 
 def _number(mesh, kind) -> jax.ShapeDtypeStruct:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from gptjax.models.lora import merge
+from gptjax.models.lora import attach
 from gptjax.sharding.mesh import MESH_AXES, MeshConfig, batch_sharding
 from gptjax.sharding.pipeline import bubble_fraction
 from gptjax.sharding.rules import parameter_shardings
@@ -199,7 +199,7 @@ def update_program(
         extra, make_step = (base,), partial(_adapted_step, lora=lora)
 
         def of_params(adapters, batch, total, key, base):
-            return loss(merge(base, adapters, lora), batch, total, key)
+            return loss(attach(base, adapters, lora), batch, total, key)
 
     in_turn, _ = order_microbatches(config.mesh, config.accumulate)
     local = max(1, rows // (config.mesh.batch_shards * in_turn))

@@ -167,7 +167,7 @@ def _reward(config: RewardConfig, shapes: Shapes, mesh) -> Work:
     model = dataclasses.replace(trunk, layers=config.layers or trunk.layers, dropout=config.dropout)
     definition = ModelDefinition(ScalarModel, model)
     batch, R, assumed = _rankings(config, mesh)
-    loss = make_reward_loss(definition, config.margin_scale, config.loss)
+    loss = make_reward_loss(definition, config.margin_scale, config.loss, config.centring)
     more = {"rows": R, "tokens": R * config.length, "assumed": assumed}
     return _single("reward", config, definition, loss, count_groups, rows(mesh, **batch), mesh, **more)
 

@@ -13,7 +13,7 @@ import jax
 
 from gptjax.config import ConfigError, from_json, to_json
 from gptjax.models.functional import Params
-from gptjax.models.lora import LoraConfig, LoraDefinition, merge
+from gptjax.models.lora import LoraConfig, LoraDefinition, attach, merge
 from gptjax.runs import write_json_atomic
 from gptjax.sharding.rules import parameter_shardings
 from gptjax.stages.handover import TrainedModel, make_empty
@@ -24,7 +24,7 @@ from gptjax.training.step import make_train_step
 @partial(jax.tree_util.register_dataclass, data_fields=("base", "adapters"), meta_fields=("lora",))
 @dataclass(frozen=True)
 class AdaptedParams:
-    """Parameters of a model in two parts, for programs that take both and merge them inside.
+    """Parameters of a model in two parts, for programs that take both and put them together inside.
 
     Attributes:
         base: the frozen parameters, shared by all who adapt them.
@@ -38,8 +38,13 @@ class AdaptedParams:
 
 
 def whole(params: Params | AdaptedParams) -> Params:
-    """The parameters a model is called with. Pure: the merged maps live as long as the program needs them."""
+    """The parameters a model decodes with, merged once for many tokens; pure."""
     return merge(params.base, params.adapters, params.lora) if isinstance(params, AdaptedParams) else params
+
+
+def attached(params: Params | AdaptedParams) -> Params:
+    """The parameters a model reads whole sequences with; pure, and no map of the base is copied."""
+    return attach(params.base, params.adapters, params.lora) if isinstance(params, AdaptedParams) else params
 
 
 def make_adapted_step(loss_fn, count_fn, lora: LoraConfig, optimizer, **choices):
@@ -54,7 +59,7 @@ def make_adapted_step(loss_fn, count_fn, lora: LoraConfig, optimizer, **choices)
 
     def step(state, batch, key, base):
         def adapted_loss(adapters, batch, total, key):
-            return loss_fn(merge(base, adapters, lora), batch, total, key)
+            return loss_fn(attach(base, adapters, lora), batch, total, key)
 
         return make_train_step(adapted_loss, count_fn, optimizer, **choices)(state, batch, key)
 

@@ -22,8 +22,13 @@ class Conventions:
             the critic then learns as well.
         whiten_over: what advantages (and rewards) are scaled over: the whole rollout, or each minibatch.
         variance: of the whitening, over n ("population") or n - 1 ("sample").
-        average_over: what a loss is a mean over: the tokens of the "minibatch", or those of each
-            "micro_batch" in turn, whose means are averaged; there the result depends on `accumulate`.
+        kl_in: where leaving the reference costs `kl_coef`: in the "reward" of each token, or in the policy's
+            "loss", by `kl_estimator` k2 or k3; see `losses.ppo.kl_loss`.
+        aggregate: what a loss is a mean over: all tokens ("token_mean"), or the replies, of the mean over
+            each one's tokens, their sum, or their sum by the number of slots; see
+            `losses.masked.token_weights`.
+        average_over: of "token_mean", the tokens of the "minibatch", or those of each "micro_batch" in turn,
+            whose means are averaged; there the result depends on `accumulate`.
         value_coef: weight of the critic's loss; with an optimiser of its own it acts through epsilon and
             clipping alone.
         critic_from: what the critic starts from: the reward model, or the policy's trunk with a head of
@@ -37,6 +42,10 @@ class Conventions:
     score_at: Literal["last_token", "after_end"] = "last_token"
     whiten_over: Literal["rollout", "minibatch"] = "rollout"
     variance: Literal["population", "sample"] = "population"
+    kl_in: Literal["reward", "loss"] = "reward"
+    aggregate: Literal[
+        "token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm"
+    ] = "token_mean"
     average_over: Literal["minibatch", "micro_batch"] = "minibatch"
     value_coef: Positive = 1.0
     critic_from: Literal["reward", "policy"] = "reward"
@@ -46,6 +55,11 @@ class Conventions:
     def __post_init__(self):
         if self.cut_at and self.score_at == "after_end":
             raise ValueError("score_at 'after_end' needs replies that end: leave cut_at empty")
+        if self.average_over == "micro_batch" and self.aggregate != "token_mean":
+            raise ValueError(
+                f"average_over 'micro_batch' belongs to aggregate 'token_mean': a mean over replies as of "
+                f"'{self.aggregate}' does not depend on micro-batches"
+            )
         if self.cut_after and not self.cut_at:
             raise ValueError(f"cut_after = {self.cut_after} needs cut_at, the text of the token to cut at")
 

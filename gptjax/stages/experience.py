@@ -9,8 +9,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from gptjax.losses.masked import masked_mean, masked_whiten
-from gptjax.losses.ppo import explained_variance, policy_loss, value_loss
+from gptjax.losses.masked import masked_mean, masked_whiten, token_weights
+from gptjax.losses.ppo import explained_variance, kl_loss, policy_loss, value_loss
 from gptjax.losses.rewards import (
     empty_responses,
     eos_penalty,
@@ -19,7 +19,7 @@ from gptjax.losses.rewards import (
     token_rewards,
     with_slot_after,
 )
-from gptjax.stages.adapters import whole
+from gptjax.stages.adapters import attached
 from gptjax.stages.language_loss import count_tokens, make_language_loss
 from gptjax.stages.rollout import Rollout, cut_replies, response_log_probs, response_values, reward_scores
 
@@ -31,6 +31,8 @@ class Experience:
 
     `value_mask` is 1 where the critic learns: on the reply's tokens, and on the slot after them where the
     score is paid there. The values, rewards and returns are 0 outside it, the others outside the reply.
+    The last two are there where the KL is in the loss; `kl_coef`, `[B]`, is one number, in rows like the
+    rest.
     """
 
     rollout: Rollout
@@ -40,11 +42,13 @@ class Experience:
     rewards: jax.Array
     advantages: jax.Array
     returns: jax.Array
+    ref_log_probs: jax.Array | None = None
+    kl_coef: jax.Array | None = None
 
 
 def make_score(config, language):
     """Jitted `score(params, rollout)`: `response_log_probs` at the sampling temperature."""
-    return jax.jit(lambda p, r: response_log_probs(language, whole(p), r, config.sampling.temperature))
+    return jax.jit(lambda p, r: response_log_probs(language, attached(p), r, config.sampling.temperature))
 
 
 def reply_metrics(rollout: Rollout, log_probs, ref_log_probs, entropies, ended) -> dict[str, jax.Array]:
@@ -108,7 +112,7 @@ def make_experience(config, score, scalar, cut_ids: tuple[int, ...] = ()):
             log_probs,
             ref_log_probs,
             mask,
-            kl_coef=kl_coef,
+            kl_coef=0.0 if choices.kl_in == "loss" else kl_coef,
             kl_estimator=config.kl_estimator,
             score_at=choices.score_at,
         )
@@ -121,7 +125,11 @@ def make_experience(config, score, scalar, cut_ids: tuple[int, ...] = ()):
             "objective/kl_coef": kl_coef,
             "ppo/val/var_explained": explained_variance(values, returns, value_mask),
         }
-        return Experience(rollout, log_probs, values, value_mask, rewards, advantages, returns), metrics
+        made = Experience(rollout, log_probs, values, value_mask, rewards, advantages, returns)
+        if choices.kl_in == "loss":
+            price = kl_coef * jnp.ones_like(scores)
+            made = replace(made, ref_log_probs=ref_log_probs, kl_coef=price)
+        return made, metrics
 
     def experience(policy, critic, reference, reward, rollout: Rollout, kl_coef):
         # One program scores both: inside a larger one the compiler may fuse them differently, and the KL of
@@ -148,21 +156,39 @@ def make_take(config):
     return take
 
 
+def aggregated(config, loss, mask, tokens, replies):
+    """`loss(mask, denominator=...)` as `conventions.aggregate` says, and its metrics.
+
+    What is watched is a mean over tokens, whatever a token counts in the loss. `tokens` and `replies` are
+    those of the whole minibatch.
+    """
+    choices = config.conventions
+    if choices.average_over == "micro_batch":
+        tokens = mask.sum() * config.accumulate
+    value, metrics = loss(mask, denominator=tokens)
+    if choices.aggregate != "token_mean":
+        value, _ = loss(token_weights(mask, choices.aggregate), denominator=replies)
+    return value, metrics
+
+
 def make_policy_loss(config, language):
-    """Clipped surrogate plus `ptx_coef` times the language-model loss, additive over rows."""
+    """Clipped surrogate plus `ptx_coef` times the language-model loss, additive over rows.
+
+    With `conventions.kl_in = "loss"` the KL to the reference, times its coefficient, is a third term.
+    """
     text_loss = make_language_loss(language)
 
     def loss_fn(params, batch, totals, key):
         e: Experience = batch["experience"]
         log_probs, _ = response_log_probs(language, params, e.rollout, config.sampling.temperature)
-        loss, metrics = policy_loss(
-            log_probs,
-            e.old_log_probs,
-            e.advantages,
-            e.rollout.mask,
-            clip=config.clip,
-            denominator=_denominator(config, e.rollout.mask, totals["response"]),
-        )
+        counts = e.rollout.mask, totals["response"], totals["replies"]
+        surrogate = partial(policy_loss, log_probs, e.old_log_probs, e.advantages, clip=config.clip)
+        loss, metrics = aggregated(config, surrogate, *counts)
+        metrics = metrics | {"loss/policy_avg": jax.lax.stop_gradient(loss)}
+        if config.conventions.kl_in == "loss":
+            divergence = partial(kl_loss, log_probs, e.ref_log_probs, estimator=config.kl_estimator)
+            kl, kl_metrics = aggregated(config, divergence, *counts)
+            loss, metrics = loss + e.kl_coef[0] * kl, metrics | kl_metrics
         if config.ptx_coef:
             ptx, ptx_metrics = text_loss(params, batch["text"], totals["text"], key)
             loss = loss + config.ptx_coef * ptx
@@ -177,26 +203,17 @@ def make_value_loss(config, scalar):
 
     def loss_fn(params, batch, totals, key):
         e: Experience = batch["experience"]
-        loss, metrics = value_loss(
-            response_values(scalar, params, e.rollout, e.value_mask),
-            e.old_values,
-            e.returns,
-            e.value_mask,
-            clip=config.value_clip,
-            denominator=_denominator(config, e.value_mask, totals["values"]),
-        )
-        return config.conventions.value_coef * loss, metrics
+        values = response_values(scalar, params, e.rollout, e.value_mask)
+        error = partial(value_loss, values, e.old_values, e.returns, clip=config.value_clip)
+        loss, metrics = aggregated(config, error, e.value_mask, totals["values"], totals["replies"])
+        return config.conventions.value_coef * loss, metrics | {"loss/value_avg": jax.lax.stop_gradient(loss)}
 
     return loss_fn
 
 
-def _denominator(config, mask, whole):
-    """What a micro-batch's sum is divided by: the minibatch's count, or its own times their number."""
-    return whole if config.conventions.average_over == "minibatch" else mask.sum() * config.accumulate
-
-
 def count_totals(batch) -> dict[str, jax.Array]:
-    """Response tokens, values and text tokens of a minibatch."""
+    """Response tokens, values, replies and text tokens of a minibatch, float32."""
     e: Experience = batch["experience"]
     totals = {"response": e.rollout.mask.sum(), "values": e.value_mask.sum()}
+    totals["replies"] = jnp.float32(len(e.value_mask))
     return totals | ({"text": count_tokens(batch["text"])} if "text" in batch else {})

@@ -24,11 +24,8 @@ from gptjax.data.mixture import Mixture
 from gptjax.errors import require
 from gptjax.generation.decode import left_pad
 from gptjax.generation.sampling import SamplingConfig
-from gptjax.losses.group_advantages import (
-    group_normalised_advantages,
-    leave_one_out_advantages,
-    reply_weights,
-)
+from gptjax.losses.group_advantages import group_normalised_advantages, leave_one_out_advantages
+from gptjax.losses.masked import token_weights
 from gptjax.losses.ppo import policy_loss, ratio_variance
 from gptjax.losses.rewards import eos_penalty
 from gptjax.models.functional import ModelDefinition
@@ -45,7 +42,7 @@ from gptjax.stages.ppo_evaluation import evaluate_policies
 from gptjax.stages.ppo_iteration import minibatch_order
 from gptjax.stages.reply_rewards import make_scorer, read_questions, share_right
 from gptjax.stages.rollout import Rollout, draw, response_log_probs
-from gptjax.stages.self_check import announce, check_due, check_first_ratio, check_summary, make_check
+from gptjax.stages.self_check import SelfCheck, announce, check_summary
 from gptjax.stages.sharded import bounded, compile_step, create_state, first_step
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
@@ -64,6 +61,8 @@ class GroupedConfig:
         prompts: as in PPO.
         estimator: "rloo" (leave-one-out baseline, the tokens of a reply summed), "grpo" (standardised in the
             group, the tokens of a reply averaged) or "dr_grpo" (centred in the group, summed).
+        ratio: what the clip bounds: the probability ratio of each "token", or one of the "reply", as in TRL's
+            RLOO; with "grpo" that is the geometric mean of its tokens' (GSPO, Zheng et al. 2025).
         group_size: replies to a prompt (K).
         kl_coef: reward units that a reply pays for a nat of divergence from the reference.
         missing_eos_penalty: what a reply that never ends loses.
@@ -78,6 +77,7 @@ class GroupedConfig:
     reward: str = ""
     prompts: str = "ratings"
     estimator: Literal["rloo", "grpo", "dr_grpo"] = "rloo"
+    ratio: Literal["token", "reply"] = "token"
     group_size: Count = 4
     kl_coef: NonNegative = 0.02
     missing_eos_penalty: NonNegative = 1.0
@@ -156,7 +156,8 @@ def make_experience(config: GroupedConfig):
             "objective/rlhf_reward": rewards.mean(),
             "val/equal_groups": (scores_GxK.max(1) == scores_GxK.min(1)).mean(),
         }
-        weights = reply_weights(mask, aggregate="mean" if config.estimator == "grpo" else "sum")
+        aggregate = "seq_mean_token_mean" if config.estimator == "grpo" else "seq_mean_token_sum"
+        weights = token_weights(mask, aggregate)
         batch = {"rollout": rollout, "old_log_probs": log_probs, "weights": weights}
         return batch | {"advantages": advantages_of(config, rewards)}, metrics
 
@@ -168,12 +169,15 @@ def make_grouped_loss(config: GroupedConfig, language: ModelDefinition):
 
     def loss_fn(params, batch, totals, key):
         log_probs, _ = response_log_probs(language, params, batch["rollout"], config.sampling.temperature)
-        advantages_BxT = jnp.broadcast_to(batch["advantages"][:, None], log_probs.shape)
-        given = log_probs, batch["old_log_probs"], advantages_BxT
-        loss, _ = policy_loss(*given, batch["weights"], clip=config.clip, denominator=totals["replies"])
+        old, weights, advantages_Bx1 = batch["old_log_probs"], batch["weights"], batch["advantages"][:, None]
+        given = log_probs, old, jnp.broadcast_to(advantages_Bx1, log_probs.shape)
         # What is watched is a mean over tokens, whatever a token counts in the loss.
         mask, tokens = batch["rollout"].mask, totals["tokens"]
         _, metrics = policy_loss(*given, mask, clip=config.clip, denominator=tokens)
+        if config.ratio == "reply":
+            whole = [jnp.sum(x * weights, axis=1, keepdims=True) for x in (log_probs, old)]
+            given, weights = (*whole, advantages_Bx1), jnp.ones_like(advantages_Bx1)
+        loss, _ = policy_loss(*given, weights, clip=config.clip, denominator=totals["replies"])
         return loss, metrics | {"loss/policy_avg": jax.lax.stop_gradient(loss)}
 
     return loss_fn
@@ -186,7 +190,7 @@ def count_totals(batch) -> dict[str, jax.Array]:
 
 def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_replies, optimizer, mesh):
     """`iteration(state, prompts, key) -> (state, metrics)`: rollout, scores, advantages, all updates."""
-    dtype, K = language.config.compute_dtype, config.group_size
+    K = config.group_size
 
     def request_keys(key, step):
         return jax.random.split(jax.random.fold_in(key, step), config.batch_size)
@@ -198,7 +202,7 @@ def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_
         return draw(language, params, tokens, mask, request_keys(key, step), config.sampling, *ends)
 
     score, experience = make_score(config, language), make_experience(config)
-    check = make_check(config, language, score)
+    check = SelfCheck(config, language, score)
     take = jax.jit(lambda tree, index: jax.tree.map(lambda x: x[index], tree))
     loss = make_grouped_loss(config, language)
     update = compile_step(make_train_step(loss, count_totals, optimizer, accumulate=config.accumulate), mesh)
@@ -214,14 +218,14 @@ def make_iteration(config: GroupedConfig, tokenizer, language, reference, score_
             made, metrics = experience(rollout, scores, *score(policy.params, rollout), ref_log_probs)
             floats = {"rewards": scores} | {name: made[name] for name in ("advantages", "old_log_probs")}
             keys = partial(request_keys, rollout_key)
-            metrics |= check(policy.params, reference, rollout, floats, keys, number)
+            metrics |= check.of_rollout(policy.params, reference, rollout, floats, keys, number)
         parts = []
         for index in minibatch_order(config, number):
             policy, update_metrics = update(policy, take(made, index), policy_key)
             parts.append(update_metrics)
             bounded(parts)
-            if check_due(config, number) and len(parts) == 1:
-                metrics |= check_first_ratio(update_metrics, dtype, number)
+            if len(parts) == 1:
+                metrics |= check.of_update(update_metrics, number)
         updates = {name: jnp.stack([part[name] for part in parts]).mean() for name in parts[0]}
         updates["skipped"] = jnp.stack([part["skipped"] for part in parts]).max()
         updates["val/ratio_var"] = ratio_variance(updates["val/ratio"], updates.pop("val/ratio_spread"))

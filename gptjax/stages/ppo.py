@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from gptjax.ranges import BelowOne, Count, Fraction, Natural, NonNegative, Posit
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, replicated
 from gptjax.stages.adapters import merged, save_adapters
-from gptjax.stages.conventions import Conventions
+from gptjax.stages.conventions import PRESETS, Conventions
 from gptjax.stages.handover import TrainedModel, check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo_data import ppo_lengths, prompt_rows, ptx_rows, read_prompts
@@ -56,7 +56,8 @@ class PpoConfig:
         accumulate: micro-batches per minibatch.
         gamma, gae_lambda: discount and trace of the advantages.
         clip, value_clip: half-widths of the trusted intervals of ratio and value.
-        kl_coef, kl_estimator: price of a nat of divergence from the reference, per token, and its estimate.
+        kl_coef, kl_estimator: price of a nat of divergence from the reference, per token, and its estimate;
+            paid where `conventions.kl_in` says.
         kl_target, kl_horizon: with a target in nats the coefficient adapts (Ziegler et al. 2019).
         kl_limit: a rollout that is farther from the reference than this, in nats per reply, is not learnt
             from: where the policy has gone so far the reward model is no longer a guide. None has no limit.
@@ -121,6 +122,7 @@ class PpoConfig:
     eval_bytes: Count = 40_000
     tracking: TrackingConfig | None = None
     seed: Seed = 0
+    presets: ClassVar = PRESETS
 
     def __post_init__(self):
         if self.batch_size % self.minibatches:
@@ -135,6 +137,10 @@ class PpoConfig:
             raise ValueError(
                 f"conventions.cut_after = {self.conventions.cut_after} must be below "
                 f"sampling.max_new_tokens = {self.sampling.max_new_tokens}, or every reply is rejected"
+            )
+        if self.conventions.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "conventions.kl_in = 'loss' needs kl_estimator 'k2' or 'k3': the gradient of k1 averages to 0"
             )
         if self.ptx_coef and not self.corpora:
             raise ValueError("ptx_coef needs corpora: name the text whose loss is to be kept")

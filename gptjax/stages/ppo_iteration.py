@@ -29,7 +29,7 @@ from gptjax.stages.experience import (
     make_value_loss,
 )
 from gptjax.stages.rollout import draw
-from gptjax.stages.self_check import check_due, check_first_ratio, make_check
+from gptjax.stages.self_check import SelfCheck
 from gptjax.stages.sharded import bounded, compile_step
 from gptjax.training.digest import digest
 from gptjax.training.optimizers import make_optimizer
@@ -132,7 +132,7 @@ def make_iteration(config, tokenizer, language, scalar, reference, reward, texts
     rollout_step = make_rollout(config, language, tokenizer, request_keys)
     score, take = make_score(config, language), make_take(config)
     experience = make_experience(config, score, scalar, cut_ids(config.conventions, tokenizer))
-    check = make_check(config, language, score)
+    check = SelfCheck(config, language, score, scalar)
     policy_step, value_step = make_updates(config, language, scalar, reference, mesh)
     policy_params, reference = make_versions(config, language, reference, mesh)
     average = jax.jit(average, donate_argnums=0)
@@ -147,7 +147,8 @@ def make_iteration(config, tokenizer, language, scalar, reference, reward, texts
             )
             floats = {n: getattr(made, n) for n in ("rewards", "old_values", "advantages", "returns")}
             keys = partial(request_keys, rollout_key)
-            metrics |= check(drawing, reference, rollout, floats, keys, number)
+            judges = {"critic": state.critic.params, "reward": reward}
+            metrics |= check.of_rollout(drawing, reference, rollout, floats, keys, number, judges)
             metrics |= {"digest/rollout": digest(rollout), "digest/experience": digest(made)}
         policy, critic, ema, parts, gradients = state.policy, state.critic, state.ema, [], []
         if config.kl_limit is not None and float(metrics["objective/kl"]) > config.kl_limit:
@@ -164,8 +165,8 @@ def make_iteration(config, tokenizer, language, scalar, reference, reward, texts
             skipped = jnp.maximum(policy_metrics["skipped"], value_metrics["skipped"])
             parts.append(value_metrics | policy_metrics | {"skipped": skipped})
             bounded(parts)
-            if check_due(config, number) and len(parts) == 1:
-                metrics |= check_first_ratio(policy_metrics, language.config.compute_dtype, number)
+            if len(parts) == 1:
+                metrics |= check.of_update(policy_metrics, number)
         updates = {name: jnp.stack([part[name] for part in parts]).mean() for name in parts[0]}
         updates["skipped"] = jnp.stack([part["skipped"] for part in parts]).max()
         updates["val/ratio_var"] = ratio_variance(updates["val/ratio"], updates.pop("val/ratio_spread"))

@@ -19,6 +19,7 @@ import numpy as np
 
 from gptjax.config import ConfigError, configclass
 from gptjax.data.preferences import RankedArrays, pack_ranked
+from gptjax.data.quality import DataError
 from gptjax.errors import require
 from gptjax.losses.listwise import best_of_n_loss, plackett_luce_loss
 from gptjax.losses.ranking import pair_matrix, ranking_loss
@@ -66,6 +67,10 @@ class RewardConfig:
         loss: "pairs", every pair of a prompt; "plackett_luce", the ranking as a row of choices; "best_of_n",
             the best alone.
         margin_scale: reward units asked for per unit of human score, of "pairs"; 0 asks for the order only.
+        centring: price, in the loss of "pairs", of rewards whose mean over a pair is not 0.
+        normalise: what is done to the rewards after training, by the training texts that are centred on: the
+            "bias" makes their mean 0; "mean_std" makes their standard deviation 1 as well (Ziegler et al.
+            2019); "none" leaves the rewards as they are.
         clear_gap: difference of human means from which a held-out pair counts as clear.
         optimizer, mesh: see their classes.
         dropout: rate during training.
@@ -85,6 +90,8 @@ class RewardConfig:
     k_max: Count = 9
     loss: Literal["pairs", "plackett_luce", "best_of_n"] = "pairs"
     margin_scale: NonNegative = 0.0
+    centring: NonNegative = 0.0
+    normalise: Literal["bias", "mean_std", "none"] = "bias"
     clear_gap: NonNegative = 1.0
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -99,10 +106,11 @@ class RewardConfig:
     def __post_init__(self):
         check_batch(self.batch_size, self.mesh, self.accumulate)
         check_sizes(self)
-        if self.margin_scale and self.loss != "pairs":
-            raise ValueError(
-                f"margin_scale = {self.margin_scale} belongs to loss = 'pairs': set it to 0 for '{self.loss}'"
-            )
+        for name in ("margin_scale", "centring"):
+            if getattr(self, name) and self.loss != "pairs":
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} belongs to loss = 'pairs': set it to 0 for '{self.loss}'"
+                )
 
 
 def check(config: RewardConfig) -> None:
@@ -118,10 +126,12 @@ def completion_rewards(definition: ModelDefinition, params, batch, key=None) -> 
     return scalars_RxL[batch["end_row"], batch["end_column"]]
 
 
-def make_reward_loss(definition: ModelDefinition, margin_scale: float, loss: str = "pairs"):
+def make_reward_loss(
+    definition: ModelDefinition, margin_scale: float, loss: str = "pairs", centring: float = 0.0
+):
     """`loss(params, batch, total, key)`: a loss on rankings, additive over groups when divided by `total`."""
     losses = {
-        "pairs": functools.partial(ranking_loss, margin_scale=margin_scale),
+        "pairs": functools.partial(ranking_loss, margin_scale=margin_scale, centring=centring),
         "plackett_luce": plackett_luce_loss,
         "best_of_n": best_of_n_loss,
     }
@@ -177,7 +187,7 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     steps = len(order)
     optimizer = make_optimizer(config.optimizer, steps, definition.axes)
     state = create_state(definition, optimizer, mesh, params=params)
-    loss_fn = make_reward_loss(definition, config.margin_scale, config.loss)
+    loss_fn = make_reward_loss(definition, config.margin_scale, config.loss, config.centring)
     step = make_train_step(loss_fn, count_groups, optimizer, accumulate=config.accumulate)
     print(
         f"reward: {len(train.tokens)} prompts, {steps} steps of {rows} rows x {config.length} tokens",
@@ -201,14 +211,15 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     )
     state = run_loop(state, compile_step(step, mesh), batch_at, jax.random.fold_in(key, 1), settings)
 
-    rewards = score_all(definition, state.params, heldout, config)
+    # The bias makes an average demonstration worth 0, so that rewards mean "better or worse than the data".
+    sample = RankedArrays(*(array[:CENTRING_PROMPTS] for array in train))
+    sampled = score_all(definition, state.params, sample, config)[demonstrations(sample, config)]
+    params, scale = normalised(state.params, sampled, config.normalise)
+    # Of the rewards that are handed over; only their differences count, which the bias leaves alone.
+    rewards = score_all(definition, state.params, heldout, config) / scale
     figures = evaluate(rewards, heldout, heldout_groups, config.clear_gap)
     if config.source == "ratings":
         figures["bag_of_words_clear"] = bag_of_words_accuracy(heldout_groups, heldout, config.clear_gap)
-    # The bias makes an average demonstration worth 0, so that rewards mean "better or worse than the data".
-    sample = RankedArrays(*(array[:CENTRING_PROMPTS] for array in train))
-    mean = score_all(definition, state.params, sample, config)[demonstrations(sample, config)].mean()
-    params = state.params | {"bias": state.params["bias"] - mean}
     print(
         f"reward: held-out accuracy {figures['accuracy']:.3f}, clear pairs {figures['accuracy_clear']:.3f} "
         f"(longer wins {figures['longer_wins_clear']:.3f}), ECE {figures['ece']:.3f}",
@@ -217,6 +228,33 @@ def run(config: RewardConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     save_model(folder, "scalar", dataclasses.replace(shape, dropout=0.0), params, base.tokenizer)
     seconds, tokens = time.monotonic() - started, steps * rows * config.length
     mark_done(folder, {"seconds": seconds, "tokens": tokens, "heldout": figures})
+
+
+def normalised(params: Params, rewards: np.ndarray, kind: str) -> tuple[Params, float]:
+    """The scalar model whose rewards of the same texts have mean 0 and, with "mean_std", deviation 1.
+
+    ``r' = (r - mean) / scale``, through the head and its bias.
+
+    Args:
+        params: of a scalar model.
+        rewards: float32 `[N]`, what it gives.
+        kind: as `normalise` of the configuration.
+
+    Returns:
+        the parameters, and `scale`, 1 but for "mean_std".
+
+    Raises:
+        DataError: all rewards are equal and cannot be scaled.
+    """
+    if kind == "none":
+        return params, 1.0
+    if kind == "bias":
+        return params | {"bias": params["bias"] - rewards.mean()}, 1.0
+    scale = float(rewards.std())
+    if not scale:
+        raise DataError("the rewards of the training texts are all equal: set normalise to 'bias'")
+    head, bias = params["head"] / scale, (params["bias"] - rewards.mean()) / scale
+    return params | {"head": head, "bias": bias}, scale
 
 
 def trunk_of(base: TrainedModel, config: RewardConfig) -> tuple[DecoderConfig, Params]:

@@ -99,12 +99,18 @@ def response_log_probs(
     return jnp.where(inside, log_probs, 0.0), jnp.where(inside, entropy(logits_BxTxV, temperature), 0.0)
 
 
+def divergences(logits_BxTxV, ref_logits_BxTxV, rollout: Rollout, temperature: float) -> jax.Array:
+    """`exact_kl` of two models' `response_logits`, summed over the slots of each response: float32 `[B]`."""
+    kl_BxT = exact_kl(logits_BxTxV, ref_logits_BxTxV, temperature)
+    return jnp.where(rollout.mask > 0, kl_BxT, 0.0).sum(1)
+
+
 def exact_divergences(
     definition: ModelDefinition, params, reference, rollout: Rollout, temperature: float
 ) -> jax.Array:
-    """`exact_kl` of policy and reference, summed over the slots of each response: float32 `[B]`."""
-    ours, theirs = (response_logits(definition, p, rollout) for p in (params, reference))
-    return jnp.where(rollout.mask > 0, exact_kl(ours, theirs, temperature), 0.0).sum(1)
+    """`divergences` of policy and reference: float32 `[B]`."""
+    logits = (response_logits(definition, p, rollout) for p in (params, reference))
+    return divergences(*logits, rollout, temperature)
 
 
 def cut_replies(rollout: Rollout, ids: tuple[int, ...], after: int) -> Rollout:

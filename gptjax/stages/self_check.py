@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.errors import INTERNAL, UserError
-from gptjax.stages.adapters import whole
-from gptjax.stages.rollout import Rollout, exact_divergences
+from gptjax.stages.adapters import attached
+from gptjax.stages.rollout import Rollout, divergences, response_logits, response_values, reward_scores
 
 # Largest difference between two ways to compute the same log-probability, in nats. float32 sums in another
 # order differ in the sixth digit; operands rounded to bfloat16 keep two to three digits.
@@ -42,35 +42,68 @@ def announce(config, stage: str) -> None:
         print(f"{stage}: the self-check is off (self_check = false): nothing is checked", flush=True)
 
 
-def make_check(config, language, score):
-    """`check(policy, reference, rollout, floats, keys_of, number) -> metrics` of the iterations it is due in.
+class SelfCheck:
+    """The checks of a run: in the iterations whose number they are due in, and in the first of every start.
 
-    `keys_of(number)` are the requests' keys of an iteration, `[B]`; the other arguments are those of
-    `check_identities`. Where policy and reference are read together anyway, their divergence is measured
-    from whole distributions, on the same few replies.
+    After a resume the latter is printed and not logged, for the metrics of a resumed run are those of an
+    undisturbed one.
+
+    Args:
+        config: of the run.
+        language: the policy's definition.
+        score: the program that scores every rollout.
+        scalar: the definition of critic and reward model, where there are any to check.
     """
 
-    @jax.jit
-    def exact_kl(policy, reference, rollout: Rollout):
-        models = whole(policy), whole(reference)
-        return exact_divergences(language, *models, rollout, config.sampling.temperature).mean()
+    def __init__(self, config, language, score, scalar=None):
+        self._config, self._dtype = config, language.config.compute_dtype
+        self._log_probs = lambda params, r: score(params, r)[0]
+        temperature = config.sampling.temperature
+        # Each model by itself: adapted ones share a base, which a program of both would take twice.
+        self._logits = jax.jit(lambda params, r: response_logits(language, attached(params), r))
+        self._kl = jax.jit(lambda ours, theirs, r: divergences(ours, theirs, r, temperature).mean())
+        self._padding_gap = jax.jit(lambda params, r: padding_gap(scalar, params, r))
+        self._first: int | None = None
 
-    def check(policy, reference, rollout: Rollout, floats, keys_of, number: int) -> dict:
-        if not check_due(config, number):
-            return {} if config.self_check else {"self_check/off": 1.0}
+    def due(self, number: int) -> bool:
+        """Whether iteration `number`, counted from 0, is checked; to be asked in every iteration."""
+        self._first = number if self._first is None else self._first
+        return check_due(self._config, number) or (self._config.self_check and number == self._first)
+
+    def of_rollout(
+        self, policy, reference, rollout: Rollout, floats, keys_of, number: int, judges=None
+    ) -> dict:
+        """Metrics of `check_identities`, before a rollout is learnt from; none where it is not due.
+
+        `keys_of(number)` are the requests' keys of an iteration, `[B]`; `judges` are name -> parameters of
+        scalar models; the other arguments are those of `check_identities`. Where policy and reference are
+        read together anyway, their divergence is measured from whole distributions, on the same few replies.
+        """
+        if not self.due(number):
+            return {} if self._config.self_check else {"self_check/off": 1.0}
+        part = some_replies(rollout)
+        padding = {name: float(self._padding_gap(params, part)) for name, params in (judges or {}).items()}
         gaps = check_identities(
-            lambda *given: score(*given)[0],
+            self._log_probs,
             policy,
             reference,
             rollout,
             floats,
             jnp.stack([keys_of(number), keys_of(number + 1)]),
-            language.config.compute_dtype,
+            self._dtype,
             number,
+            padding,
         )
-        return gaps | {"objective/kl_exact": exact_kl(policy, reference, some_replies(rollout))}
+        if not check_due(self._config, number):
+            print(f"self-check passed at the start from iteration {number + 1}", flush=True)
+            return {}
+        exact = self._kl(self._logits(policy, part), self._logits(reference, part), part)
+        return gaps | {"objective/kl_exact": exact}
 
-    return check
+    def of_update(self, metrics: dict, number: int) -> dict:
+        """Metrics of `check_first_ratio`, after an iteration's first update; none where it is not due."""
+        gap = check_first_ratio(metrics, self._dtype, number) if self.due(number) else {}
+        return gap if check_due(self._config, number) else {}
 
 
 def some_replies(rollout: Rollout) -> Rollout:
@@ -80,9 +113,17 @@ def some_replies(rollout: Rollout) -> Rollout:
 
 
 def check_identities(
-    log_probs, policy, reference, rollout: Rollout, floats: Mapping, keys, dtype: str, number: int = 0
+    log_probs,
+    policy,
+    reference,
+    rollout: Rollout,
+    floats: Mapping,
+    keys,
+    dtype: str,
+    number: int = 0,
+    padding: Mapping[str, float] | None = None,
 ) -> dict:
-    """Checks the identities on a rollout, before it is learnt from.
+    """Checks the identities on a rollout, before it is learnt from; gaps are in nats and units of reward.
 
     Args:
         log_probs: jitted `(params, rollout) -> float32 [B, T]`, teacher-forced at the sampling temperature;
@@ -94,6 +135,7 @@ def check_identities(
         keys: `[2, B]` PRNG keys of this iteration and the next.
         dtype: compute precision, for the tolerance.
         number: of the iteration, from 0; only there are policy and reference the same.
+        padding: name of a scalar model -> its `padding_gap`.
 
     Returns:
         the measured gaps, for the log.
@@ -113,6 +155,8 @@ def check_identities(
         "self_check/right_padding_gap": _largest((on_the_right - alone) * part.mask),
         "self_check/batch_gap": _largest(alone - own[: len(alone)]),
     }
+    padding = {f"self_check/{name}_padding_gap": gap for name, gap in (padding or {}).items()}
+    gaps |= padding
     if number == 0:
         gaps["self_check/kl_of_equal_models"] = _largest(own - log_probs(reference, rollout))
     verdicts = {
@@ -120,6 +164,7 @@ def check_identities(
         "sampling and teacher forcing agree": gaps["self_check/sampler_gap"] <= tolerance,
         "left padding changes nothing": gaps["self_check/left_padding_gap"] <= tolerance,
         "right padding changes nothing": gaps["self_check/right_padding_gap"] <= tolerance,
+        "padding changes no value and no score": all(gap <= tolerance for gap in padding.values()),
         "batch size changes nothing": gaps["self_check/batch_gap"] <= tolerance,
         "rewards, values and log-probabilities are float32": _all_float32({**floats, "own": own}),
         "each request of each iteration has its own key": _all_different(keys),
@@ -128,8 +173,8 @@ def check_identities(
     for identity, holds in verdicts.items():
         if not holds:
             raise SelfCheckFailed(
-                f"PPO self-check failed in iteration {number + 1}: '{identity}' does not hold (measured gaps "
-                f"in nats: {gaps}); the rollout was not learnt from"
+                f"PPO self-check failed in iteration {number + 1}: '{identity}' does not hold (measured "
+                f"gaps: {gaps}); the rollout was not learnt from"
             )
     if number == 0:
         print(f"self-check passed, {len(verdicts)} identities hold", flush=True)
@@ -164,6 +209,15 @@ def check_summary(config, rows: list[dict]) -> dict:
     """What `done.json` says of the self-check, from the lines of `metrics.jsonl`."""
     passed = sum("self_check/sampler_gap" in row for row in rows)
     return {"self_check": {"on": config.self_check, "passed": passed}}
+
+
+def padding_gap(scalar, params, rollout: Rollout) -> jax.Array:
+    """Largest change of a scalar model's values and scores when all padding moves to the right."""
+    right, places = padded_right(rollout)
+    values, moved = (response_values(scalar, params, r) for r in (rollout, right))
+    of_values = (jnp.take_along_axis(moved, places, axis=1) - values) * rollout.mask
+    of_scores = reward_scores(scalar, params, right) - reward_scores(scalar, params, rollout)
+    return jnp.maximum(jnp.abs(of_values).max(), jnp.abs(of_scores).max())
 
 
 @jax.jit

@@ -1,12 +1,9 @@
-"""The `trl_1_12` conventions against trl 1.12.0, the last release with PPO, and its reward model's loss.
+"""The `trl_1_12` conventions against trl 1.12.0, the last release with PPO.
 
 What TRL writes inside `PPOTrainer.train` is no function: the lines are taken from the installed file and run
 on the arrays of the test.
 """
 
-import inspect
-import os
-import textwrap
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,18 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trl_trainers import lines_of
 
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.losses.masked import masked_mean, masked_variance, masked_whiten
 from gptjax.losses.ppo import policy_loss, value_loss
-from gptjax.losses.ranking import pairwise_loss
 from gptjax.losses.rewards import eos_penalty, token_rewards, with_slot_after
 from gptjax.stages.conventions import trl_1_12
 from gptjax.stages.experience import credit
 from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.rollout import Rollout, cut_replies, reward_scores
 
-os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 REASON = "trl 1.12.0 is not installed (pip install trl==1.12.0); later releases have no PPO"
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install torch)")
 trl = pytest.importorskip("trl.experimental.ppo.ppo_trainer", reason=REASON)
@@ -57,11 +53,7 @@ def arrays():
 
 
 def lines_of_train(first: str, last: str) -> str:
-    """The lines of `PPOTrainer.train` from one that begins with `first` to one that begins with `last`."""
-    lines = inspect.getsource(trl.PPOTrainer.train).splitlines()
-    start = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
-    end = next(i for i, line in enumerate(lines) if i >= start and line.strip().startswith(last))
-    return textwrap.dedent("\n".join(lines[start : end + 1]))
+    return lines_of(trl.PPOTrainer.train, first, last)
 
 
 def their_experience(arrays, **settings):
@@ -211,26 +203,3 @@ def test_the_preset_has_the_library_s_defaults():
         "lr_scheduler_type": CONFIG.optimizer.schedule,
     }
     assert {key: getattr(theirs, key) for key in pairs} == pairs
-
-
-def test_reward_model_loss_with_margins():
-    reward_trainer = pytest.importorskip("trl.trainer.reward_trainer", reason=REASON)
-    chosen, rejected, margin = np.random.default_rng(2).normal(0, 2, (3, 6)).astype(np.float32)
-    together = torch.tensor(np.concatenate([chosen, rejected]))[:, None]
-    accelerator = SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x)
-    metrics = {
-        "eval": {name: [] for name in ("min_reward", "mean_reward", "max_reward", "accuracy", "margin")}
-    }
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=False),
-        args=SimpleNamespace(center_rewards_coefficient=None),
-        accelerator=accelerator,
-        _metrics=metrics,
-        _total_train_tokens=0,
-    )
-    for given in ({}, {"margin": torch.tensor(margin)}):
-        compute = reward_trainer.RewardTrainer.compute_loss
-        wanted = compute(trainer, lambda **_: SimpleNamespace(logits=together), dict(given))
-        loss, found = pairwise_loss(chosen, rejected, margin if given else None)
-        np.testing.assert_allclose(loss, wanted.item(), rtol=1e-5)
-    np.testing.assert_allclose(found["accuracy"], metrics["eval"]["accuracy"][-1], rtol=1e-6)

@@ -1,23 +1,19 @@
-"""The losses of preference against trl's trainers, value and gradient.
+"""The losses of pairs, of reward models and of policies, against trl's trainers, value and gradient.
 
-trl has them inside `_compute_loss` of its trainers, which is run here on a stand-in whose model returns
-log-probabilities that were drawn: as themselves for trl 1.16, and for trl 1.12 as logits of two tokens.
+trl has them inside its trainers, whose methods are run here on a stand-in whose model returns what was drawn:
+rewards; log-probabilities as themselves for trl 1.16, and for trl 1.12 as logits of two tokens.
 """
 
-from collections import defaultdict
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trl_trainers import stand_in, torch
 
-from gptjax.losses.group_advantages import group_normalised_advantages
 from gptjax.losses.preference import dpo_loss, ipo_loss, kto_loss, kto_reference_point, orpo_loss
-
-torch = pytest.importorskip("torch", reason="torch is not installed (pip install torch)")
-pytest.importorskip("trl", reason="trl is not installed (pip install trl)")
+from gptjax.losses.ranking import pairwise_loss, ranking_loss
 
 BETA, B, L = 0.3, 5, 9
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
@@ -32,15 +28,6 @@ def case():
     tokens = (-rng.gamma(1.0, 1.0, (2 * B, L - 1)) * mask[:, 1:]).astype(np.float32)
     reference = (tokens.sum(1) + rng.normal(0, 2, 2 * B)).astype(np.float32)
     return tokens, mask, reference
-
-
-def stand_in(**attributes):
-    """A trainer with these attributes and without a model."""
-    trainer = MagicMock(beta=BETA, aux_loss_enabled=False, _total_train_tokens=0, _tp_size=1, **attributes)
-    trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-    trainer.accelerator.device = torch.device("cpu")
-    trainer.accelerator.gather_for_metrics = lambda x: x
-    return trainer
 
 
 def outputs_of(log_probs):
@@ -59,6 +46,7 @@ def their_dpo(case, kind, label_smoothing=0.0):
     tokens, mask, reference = case
     log_probs = torch.tensor(tokens, requires_grad=True)
     trainer = stand_in(
+        beta=BETA,
         ld_alpha=None,
         precompute_ref_logps=True,
         f_divergence_type="reverse_kl",
@@ -133,6 +121,7 @@ def test_kto(case):
     log_probs = torch.tensor(tokens, requires_grad=True)
     labels = np.random.default_rng(1).random(2 * B) < 0.4
     trainer = stand_in(
+        beta=BETA,
         precompute_ref_logps=True,
         calculate_KL=True,
         loss_type="kto",
@@ -169,7 +158,7 @@ def test_orpo(case):
     counts = mask.sum(1)
     x = torch.tensor(tokens.sum(1), requires_grad=True)
     means = x / torch.tensor(counts)
-    found = ORPOTrainer.odds_ratio_loss(stand_in(), *halves(means))
+    found = ORPOTrainer.odds_ratio_loss(stand_in(beta=BETA), *halves(means))
     # The trainer adds the loss of fine-tuning, over prompt and reply; ours is that of the reply, by itself.
     loss = -found[0].mean() - halves(means)[0].mean()
     loss.backward()
@@ -178,12 +167,29 @@ def test_orpo(case):
     assert_equal(ours, (loss.item(), metrics, x.grad.numpy()))
 
 
-def test_group_normalised_advantages():
-    from trl.trainer.utils import nanstd
+@pytest.mark.parametrize("centring", [0.0, 0.2])
+@pytest.mark.parametrize("margin_scale", [0.0, 1.0])
+def test_reward_model(margin_scale, centring):
+    from trl import RewardTrainer
 
-    rewards = np.random.default_rng(2).normal(size=(4, 6)).astype(np.float32)
-    rewards[1, 4:] = np.nan  # what trl calls unscorable
-    x = torch.tensor(rewards)
-    expected = (x - torch.nanmean(x, 1, keepdim=True)) / (nanstd(x, 1, keepdim=True) + 1e-4)
-    ours = group_normalised_advantages(jnp.asarray(rewards), ~np.isnan(rewards))
-    np.testing.assert_allclose(ours, torch.nan_to_num(expected).numpy(), rtol=1e-4, atol=1e-6)
+    rng = np.random.default_rng(2)
+    rewards, margin = rng.normal(0, 2, (2, 6)).astype(np.float32), rng.gamma(1.0, 1.0, 6).astype(np.float32)
+    x = torch.tensor(rewards.reshape(-1, 1), requires_grad=True)
+    trainer = stand_in(args=SimpleNamespace(center_rewards_coefficient=centring or None))
+    given = {"margin": torch.tensor(margin)} if margin_scale else {}
+    inputs = {"attention_mask": torch.ones(12, 3)} | given
+    loss = RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=x), inputs)
+    loss.backward()
+    metrics = {name: trainer._metrics["train"][name][0] for name in ("accuracy", "margin")}
+    theirs = loss.item(), metrics, x.grad.numpy().reshape(2, 6)
+
+    def of_pairs(rewards):
+        return pairwise_loss(*rewards, margin_scale * margin, centring=centring)
+
+    def of_rankings(rewards):
+        # The first of two completions has the margin as its human score, the other 0.
+        scores = jnp.stack([margin, jnp.zeros(6)], axis=1)
+        return ranking_loss(rewards.T, scores, jnp.ones((6, 2)), margin_scale=margin_scale, centring=centring)
+
+    for ours in (of_pairs, of_rankings):
+        assert_equal(jax.value_and_grad(ours, has_aux=True)(jnp.asarray(rewards)), theirs)
