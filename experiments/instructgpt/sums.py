@@ -2,7 +2,7 @@
 
 Paper: Cobbe et al. 2021 (GSM8K, arXiv 2110.14168), whose form of answers it is, in small.
 Expected: replies end in "####" and a number, some of which are right.
-Time: half a minute on one core.
+Time: a minute on one core.
 Command: gptjax train experiments/instructgpt/sums.py
 """
 
@@ -17,6 +17,6 @@ def config() -> FinetuneConfig:
         dialogues={"sums": 1.0},
         length=128,
         batch_size=8,
-        steps=60,
+        steps=100,
         optimizer=constant(learning_rate=1e-3),
     )

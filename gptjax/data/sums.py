@@ -2,7 +2,7 @@
 
 from itertools import product
 
-BELOW = 20  # both summands are below it
+BELOW = 10  # both summands are below it
 
 
 def sums() -> list[list[dict[str, str]]]:

@@ -128,7 +128,7 @@ class PpoConfig:
     save_every: Count = 10
     eval_prompts: Count = 256
     eval_bytes: Count = 40_000
-    tracking: TrackingConfig | None = TrackingConfig(every=10, replies=False)
+    tracking: TrackingConfig | None = TrackingConfig(every=12, replies=False)
     seed: Seed = 0
 
     def __post_init__(self):
