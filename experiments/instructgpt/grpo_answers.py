@@ -1,8 +1,8 @@
 """GRPO with a rule in the reward model's place: sums whose answers are checked.
 
 Paper: Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), section 4, on GSM8K; sums of digits here.
-Expected: more right answers to the sums of the training, and hardly more to held-out ones.
-Time: two minutes on one core.
+Expected: right replies to the sums of the training from 55 to 89 %; README.md.
+Time: a minute and a half on one core.
 Command: gptjax train experiments/instructgpt/grpo_answers.py
 """
 
