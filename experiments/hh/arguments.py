@@ -4,7 +4,7 @@ Paper: Bai et al. 2022 (HH, arXiv 2204.05862) and Askell et al. 2021 (arXiv 2112
 that first learns other, larger preferences needs fewer of those that matter. Data: UKPConvArg1, which
 `python experiments/external_data.py runs/hh/arguments.jsonl` writes as JSONL.
 Expected: with it few_ratings.py is more accurate than without.
-Time: two to four minutes on one core.
+Time: about one and a half times that of the quickstart's reward model.
 Command: gptjax train experiments/hh/arguments.py
 """
 
