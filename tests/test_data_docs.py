@@ -3,8 +3,9 @@
 import pytest
 from documentation import PAGES, run_examples
 
-from gptjax.data.chat import CHATTERBOT, EXCLUDED, chatterbot, read_dialogues
-from gptjax.data.corpora import BUNDLED, read_documents
+from gptjax.data import chat, corpora
+from gptjax.data.chat import EXCLUDED, chatterbot, read_dialogues
+from gptjax.data.corpora import read_documents
 from gptjax.data.quality import KINDS, BadRows
 
 PAGE = PAGES["docs/data.md"]
@@ -19,9 +20,9 @@ def test_the_examples_run_in_order(capsys):
     assert "(4, 128)" in printed
 
 
-@pytest.mark.parametrize("name", [*BUNDLED, *CHATTERBOT])
+@pytest.mark.parametrize("name", [*corpora.BUNDLED, *chat.BUNDLED])
 def test_the_table_has_the_true_counts(name):
-    read = read_dialogues if name in CHATTERBOT else read_documents
+    read = read_dialogues if name in chat.BUNDLED else read_documents
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}`"))
     for split in ("train", "heldout"):
         count = len(read(name, split=split))

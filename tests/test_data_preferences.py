@@ -2,13 +2,16 @@
 
 import gzip
 import json
+import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gptjax.data.chat import render_prompt
 from gptjax.data.preferences import RankedReplies, encode_ranked, read_preferences, split_preferences
 from gptjax.data.quality import BadRows, DataError
+from gptjax.losses.ranking import ranking_loss
 
 PROMPT = [{"role": "user", "content": "Say hello."}]
 
@@ -45,6 +48,8 @@ def test_a_lower_rank_is_a_higher_score_and_equal_ranks_tie(tmp_path):
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "empty text"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "malformed field"),
         ({"prompt": "p", "chosen": "a", "rejected": ["b"]}, "malformed field"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "malformed field"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "much"}, "malformed field"),
         ({"prompt": "p", "completions": "ab", "ranking": [1, 2]}, "malformed field"),
         ({"prompt": "p", "completions": ["a", "b"], "ranking": [1]}, "malformed field"),
         ({"prompt": "p", "completions": ["a"], "ranking": [1]}, "malformed field"),
@@ -144,12 +149,27 @@ def test_a_single_preference_is_not_held_out():
     assert split_preferences([]) == ([], [])
 
 
-def test_source_and_labeler_of_a_row_are_kept(tmp_path):
+def test_source_labeler_and_confidence_of_a_row_are_kept(tmp_path):
+    about = {"source": "web", "labeler": "me", "confidence": 8.0, "score": 3}
     rows = [
-        {"prompt": "Hi", "chosen": "a", "rejected": "b", "source": "web", "labeler": "me", "score": 3},
-        {"prompt": "Hi", "completions": ["a", "b"], "ranking": [1, 2], "labeler": 7},
+        {"prompt": "Hi", "chosen": "a", "rejected": "b"} | about,
+        {"prompt": "Hi", "completions": ["a", "b"], "ranking": [1, 2], "labeler": 7, "confidence": "sure"},
     ]
     file = tmp_path / "my.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     first, second = read_preferences(file)
     assert (first.source, first.labeler, second.source, second.labeler) == ("web", "me", "", "")
+    assert (first.confidence, second.confidence) == ("8", "sure")
+
+
+def test_a_margin_is_the_difference_of_the_scores_and_keeps_the_order(tmp_path, tokenizer):
+    pair = {"prompt": "Hi", "chosen": "Hello!", "rejected": "No."}
+    groups = read_preferences(written(tmp_path, pair, pair | {"margin": 3}, pair | {"margin": 0}))
+    assert [group.scores for group in groups[:2]] == [[1.0, 0.0], [3.0, 0.0]]
+    arrays = encode_ranked(groups, tokenizer, context_length=48, k_max=2)
+    rewards, valid = np.zeros((3, 2), np.float32), arrays.lengths > 0
+    for g, margin in enumerate((1.0, 3.0, 0.0)):
+        given = rewards[g : g + 1], arrays.scores[g : g + 1], valid[g : g + 1]
+        loss, metrics = ranking_loss(*map(jnp.asarray, given), margin_scale=0.5)
+        assert float(loss) == pytest.approx(math.log1p(math.exp(0.5 * margin)), abs=1e-6)
+        assert metrics["pairs"] == 1 and metrics["ties"] == 0

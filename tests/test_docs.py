@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,10 +22,12 @@ from documentation import (
     ROOT,
     blocks,
     commands,
+    defines,
     experiment_files,
     run_examples,
     sessions,
     table,
+    wrong_lines,
 )
 from test_interop_gguf import LLAMA, llama_tensors
 
@@ -324,7 +327,8 @@ def test_run_folders_hold_what_the_pages_say(stage, workplace):
     own |= {"online": {"samples.jsonl", "round-1/", "round-2/"}, "gold_labels": {"preferences.jsonl"}}
     files |= own.get(stage, set())
     files -= {"online": {"checkpoints/", "events.jsonl"}, "gold_labels": {"model/"}}.get(stage, set())
-    assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} == files
+    reported = {"report.md", "report.html", "figures/"}  # where a page has asked for a stage's report
+    assert {path.name + "/" * path.is_dir() for path in folder.iterdir()} - reported == files
     heldout = json.loads((folder / "done.json").read_text("utf-8")).get("heldout", {})
     first = next(iter(heldout), "")
     named = {"pretrain": first, "masked": first, "ppo": "policy", "translate": "averaged"}
@@ -404,6 +408,47 @@ def test_what_a_page_names_is_there(page):
     paths = re.findall(r"`((?:gptjax|tests|experiments|docs)/[\w./]*)`", PAGES[page])
     missing += [path for path in paths if not (ROOT / path).exists() and path not in experiment_files()]
     assert not missing, f"{page} names what is not there: {missing}"
+
+
+@pytest.mark.parametrize("page", FILES)
+def test_links_to_lines_lead_to_what_they_are_labelled_with(page):
+    """With UPDATE_GOLDEN=1 the lines of the page are set right instead."""
+    wrong = wrong_lines(page)
+    if os.environ.get("UPDATE_GOLDEN") == "1" and wrong and all(wrong.values()):
+        text = PAGES[page]
+        for link, line in wrong.items():
+            text = text.replace(link, re.sub(r"#L\d+\)$", f"#L{line})", link))
+        (ROOT / page).write_text(text, "utf-8")
+        return
+    assert not wrong, f"{page} links to other lines than these: {wrong}; UPDATE_GOLDEN=1 sets them right"
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "whether"),
+    [
+        ("loss", "def loss(x):", True),
+        ("Case.loss", "    def loss(self):", True),
+        ("Case", "class Case:", True),
+        ("LIMIT", "LIMIT: int = 3", True),
+        ("kl_coef", "    kl_coef: float = 0.02", True),
+        ("loss", "def loss_of(x):", False),
+        ("loss", "    loss,", False),
+        ("loss", "    return loss", False),
+    ],
+)
+def test_a_line_defines_a_name_or_does_not(name, line, whether):
+    assert defines(name, line) == whether
+
+
+@pytest.mark.parametrize("page", FILES)
+def test_tests_that_a_page_names_are_there(page):
+    named = re.findall(r"(tests/[\w/]+\.py)::(\w+)", PAGES[page])
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not re.search(rf"^def {name}\(", (ROOT / path).read_text("utf-8"), re.MULTILINE)
+    ]
+    assert not missing, f"{page} names tests that are not there: {missing}"
 
 
 def test_every_page_of_docs_is_reached_from_another():

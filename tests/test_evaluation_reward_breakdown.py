@@ -20,6 +20,8 @@ SCORES = np.array([[3.0, 1.0, 2.0], [1.0, 0.0, 0.0], [5.0, 4.0, 0.0]])
 VALID = np.array([[True] * 3, [True] * 3, [True, True, False]])
 REWARDS = np.array([[0.5, 0.1, 0.9], [0.0, 0.0, -1.0], [0.2, 0.3, 9.0]])
 LENGTHS = np.array([[9.0, 4.0, 7.0], [5.0, 5.0, 8.0], [3.0, 6.0, 0.0]])
+NAMES = {"source": ["a", "b", "a"], "labeler": ["", "me", ""], "confidence": ["9", "2", ""]}
+UNKNOWN = {"source": [""] * 3, "labeler": [""] * 3}
 VOTES = np.array([[20, 20, 15], [0, 0, 0], [30, 40, 0]])
 
 
@@ -33,13 +35,14 @@ def sample(slope=0.0, groups=300, completions=5):
 
 def test_a_breakdown_by_hand():
     pairs = make_pairs(SCORES, VALID)
-    found = reward_breakdown(REWARDS, LENGTHS, pairs, ["a", "b", "a"], ["", "me", ""], VOTES)
+    found = reward_breakdown(REWARDS, LENGTHS, pairs, NAMES, VOTES)
     # Group 0 orders (0, 1) and (2, 1) rightly and (0, 2) wrongly; 1 ties (0, 1), has (0, 2); 2 is wrong.
     assert found["source"] == [
         {"value": "a", "accuracy": 0.5, "pairs": 4},
         {"value": "b", "accuracy": 0.75, "pairs": 2},
     ]
     assert found["labeler"] == [{"value": "me", "accuracy": 0.75, "pairs": 2}]
+    assert [(row["value"], row["pairs"]) for row in found["confidence"]] == [("2", 2), ("9", 3)]
     # Fewer votes of both: 20, 15, 15 in group 0, 30 in group 2.
     assert found["votes"] == [
         {"from": 15.0, "to": 15.0, "accuracy": 0.5, "pairs": 2},
@@ -54,10 +57,10 @@ def test_a_breakdown_by_hand():
 
 def test_what_is_not_known_is_left_out():
     pairs = make_pairs(SCORES, VALID)
-    found = reward_breakdown(REWARDS, LENGTHS, pairs, [""] * 3, [""] * 3, 0 * VOTES)
+    found = reward_breakdown(REWARDS, LENGTHS, pairs, UNKNOWN, 0 * VOTES)
     assert set(found) == {"gap", "length_gap"}
     nothing = make_pairs(SCORES, ~VALID & False)
-    assert reward_breakdown(REWARDS, LENGTHS, nothing, [""] * 3, [""] * 3, VOTES) == {
+    assert reward_breakdown(REWARDS, LENGTHS, nothing, UNKNOWN, VOTES) == {
         "gap": [],
         "length_gap": [],
     }
@@ -79,9 +82,7 @@ def test_parts_add_up_to_the_whole():
 def test_a_model_of_length_is_right_where_the_better_is_longer():
     _, lengths, valid = sample()
     pairs = make_pairs(np.random.default_rng(1).normal(size=lengths.shape), valid)
-    rows = reward_breakdown(lengths, lengths, pairs, [""] * 300, [""] * 300, np.zeros(valid.shape))[
-        "length_gap"
-    ]
+    rows = reward_breakdown(lengths, lengths, pairs, {}, np.zeros(valid.shape))["length_gap"]
     assert rows[0]["accuracy"] == 0 and rows[-1]["accuracy"] == 1
 
 

@@ -7,14 +7,17 @@ import jax
 import pytest
 import tiny
 
-from gptjax.config import load_experiment
+from experiments.external_data import argument_pairs, external
+from gptjax.config import ConfigError, load_experiment
 from gptjax.data.corpora import read_documents
+from gptjax.data.preferences import read_preferences
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel, ScalarModel
-from gptjax.runs import read_done
+from gptjax.runs import read_done, write_jsonl_atomic
 from gptjax.stages import online
 from gptjax.stages.handover import save_model
+from gptjax.stages.reward_data import read_groups
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "hh"
 
@@ -54,3 +57,27 @@ def test_both_arms_run(tmp_path, monkeypatch):
     rounds, control = read_done("runs/hh/online"), read_done("runs/hh/static")
     assert (rounds["labels"], rounds["pairs"]) == (control["labels"], control["pairs"]) == (16, 96)
     assert "static" in rounds["heldout"]["lead"]["gold"]["round-2"]
+
+
+def test_teacher_and_judge_share_no_ranking():
+    run, half = (load_experiment(FOLDER / f"{name}.py") for name in ("robustness", "first_half"))
+    assert (run.reward, run.tracking.gold) == ("runs/hh/first_half", "runs/hh/second_half")
+    texts = {}
+    for name in ("first", "second"):
+        groups, _ = read_groups(dataclasses.replace(half, half=name, groups=60))
+        texts[name] = {text for group in groups for text in group.completions}
+    assert min(map(len, texts.values())) > 400 and not texts["first"] & texts["second"]
+
+
+def test_arguments_are_pairs_in_the_order_of_the_votes(tmp_path):
+    try:
+        folder = Path(external("preferences/ukpconvarg1/strict_pairs"))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    rows = argument_pairs(folder)
+    assert len(rows) == 6251 and len({row["prompt"] for row in rows}) == 32
+    write_jsonl_atomic(tmp_path / "arguments.jsonl", rows)
+    groups = read_preferences(tmp_path / "arguments.jsonl")
+    assert [group.completions for group in groups] == [[row["chosen"], row["rejected"]] for row in rows]
+    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in rows) / len(rows)
+    assert 0.6 < longer < 0.8, "people prefer the longer argument more often than not"

@@ -84,6 +84,15 @@ def test_a_policy_learns_from_groups(name, run, root):
     assert {"reference", "policy", *DIVERGENCES} == set(figures)
 
 
+def test_a_policy_learns_from_answers_that_are_checked(run, root):
+    run("sums", steps=2, length=64)
+    little = {"iterations": 1, "batch_size": 8, "group_size": 4, "minibatches": 1, "self_check": False}
+    figures = run("grpo_answers", policy=str(root / "sums"), prompt_length=48, eval_prompts=4, **little)
+    assert {name: set(figures[name]) for name in figures} == dict.fromkeys(
+        ("reference", "policy"), {"right", "ended"}
+    )
+
+
 def test_a_policy_learns_from_its_best_replies(run, root):
     pytest.importorskip("chatterbot_corpus", reason="chatterbot-corpus is not installed (gptjax[data])")
     config = load_experiment(FOLDER / "best_of_n.py")

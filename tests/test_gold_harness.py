@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from signal import SIGKILL
 
 import gold_case
@@ -12,16 +13,18 @@ import stage_driver
 
 from gptjax.config import ConfigError, load_experiment, to_json
 from gptjax.data.preferences import read_preferences
-from gptjax.evaluation import alignment_tax, gold_curves
+from gptjax.evaluation import alignment, alignment_tax, gold_curves
 from gptjax.evaluation.alignment_tax import AlignmentTaxConfig
 from gptjax.evaluation.gold_curves import GoldCurvesConfig
+from gptjax.evaluation.report import write_report
 from gptjax.evaluation.tracked import read_track
 from gptjax.runs import read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import gold_labels, ppo, reward
 from gptjax.stages.handover import load_model
 from gptjax.stages.ppo_evaluation import DIVERGENCES, make_evaluation
-from gptjax.stages.tracking import with_chat_test
+from gptjax.stages.tracking import with_tests
+from gptjax.training.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 
@@ -73,12 +76,37 @@ def test_tracked_rows_are_figures_of_the_policy_of_that_moment(root):
     judges = {"reward": model(root, "proxy"), "gold": model(root, "gold")}
     base, policy = model(root, "policy"), model(root, "ppo")
     evaluation = make_evaluation(config, base, judges, config.ptx_length, config.conventions)
-    figures, _ = with_chat_test(evaluation, base, config.tracking).measure(policy.params)
+    figures, _ = with_tests(evaluation, base, config.tracking).measure(policy.params)
     assert track.rows[-1] == pytest.approx(figures, abs=1e-6) and figures["kl"] > 1e-3
     done = read_done(root / "ppo")["heldout"]
     assert done["policy"] | {kind: done[kind] for kind in DIVERGENCES} == track.rows[-1]
     assert track.start == done["reference"] | dict.fromkeys(DIVERGENCES, 0.0)
     assert len({row["gold"] for row in track.rows}) == 3
+
+
+def test_the_report_of_the_run_shows_what_moved_what_was_checked_and_what_was_said(root):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (gptjax[report])")
+    write_report([root / "ppo"])
+    text = (root / "ppo" / "report.md").read_text("utf-8")
+    sections = {part.splitlines()[0]: part for part in text.split("\n## ")}
+    done, rows = read_done(root / "ppo")["heldout"], read_metrics(root / "ppo" / "metrics.jsonl")
+    for metric, about in alignment.WATCHED.items():
+        values = [row[metric] for row in rows if metric in row]
+        ends = " | ".join(f"{v:.4g}" for v in (values[0], values[-1], min(values), max(values)))
+        assert f"| {about} | {ends} |" in sections["What moved: ppo"], metric
+    shown = [f"| {about} | 0 | {done[name]:.4g} |" for name, about in alignment.DISTANCES.items()]
+    for name in ("reward", "gold", "lexicon", "ended", "text_loss", "on_topic"):
+        models = " | ".join(f"{done[model][name]:.4g}" for model in ("reference", "policy"))
+        shown.append(f"| {alignment.HELD_OUT[name]} | {models} |")
+    assert all(row in sections["On held-out prompts: ppo"] for row in shown)
+    checked = re.findall(r"^\| (\d) \| ", sections["Self-check: ppo"], re.MULTILINE)
+    assert checked == ["1", "3", "5"]
+    assert "figures/score_against_length_ppo.svg" in sections["Score against length: ppo"]
+    samples = [json.loads(line) for line in (root / "ppo" / "samples.jsonl").read_text("utf-8").splitlines()]
+    scores = sorted(sample["policy_reward"] for sample in samples)
+    for title, ranked in (("Best replies", scores[::-1]), ("Worst replies", scores)):
+        found = re.findall(r"^\| (-?[\d.]+) \| \d+ \| ", sections[f"{title}: ppo"], re.MULTILINE)
+        assert found == [f"{score:.3f}" for score in ranked[: alignment.SHOWN]]
 
 
 def curves_config(root, **changes):

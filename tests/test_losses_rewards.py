@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gptjax.losses.rewards import (
+    cautious_scores,
     empty_responses,
     eos_penalty,
     generalized_advantages,
@@ -78,6 +79,15 @@ def test_a_missing_end_is_punished():
         eos_penalty(scores, has_eos, kind="replace", penalty=-1.0)
     with pytest.raises(ValueError, match="'mask' is unknown"):
         eos_penalty(scores, has_eos, kind="mask", penalty=1.0)
+
+
+def test_an_ensemble_pays_less_where_its_members_disagree():
+    scores = jnp.array([[1.0, 2.0, -1.0], [3.0, 2.0, 1.0], [2.0, 2.0, 3.0]])
+    deviations = np.sqrt([2 / 3, 0.0, 8 / 3])
+    np.testing.assert_allclose(cautious_scores(scores, penalty=0.5), [2, 2, 1] - 0.5 * deviations, rtol=1e-6)
+    np.testing.assert_array_equal(cautious_scores(scores[:1], penalty=0.5), scores[0])
+    with pytest.raises(TypeError, match="scores"):
+        cautious_scores(jnp.array([[1, 2]]), penalty=0.5)
 
 
 @pytest.mark.parametrize("score", [0.7, 0.75, -1.6])

@@ -248,6 +248,9 @@ def aligned(tmp_path, **checks):
         for i in range(10)
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    figures = {"reference": {"reward": 0.5, "ended": 0.25}, "policy": {"reward": 1.75, "ended": 1.0}}
+    figures |= {"kl": 3.0, "kl_k2": 4.5, "kl_k3": 3.25, "kl_exact": 2.875}
+    mark_done(folder, {"seconds": 1.0, "tokens": 10, "heldout": figures})
     return write_report([folder]).read_text("utf-8")
 
 
@@ -268,6 +271,16 @@ def test_a_run_of_ppo_shows_what_moved_and_its_best_and_worst_replies(tmp_path):
     }.items():
         at = cells.index(about)
         assert cells[at + 1 : at + 5] == values, about
+    shown = text.split("<h2>On held-out prompts: ppo</h2>")[1].split("<h2>")[0]
+    rows = [Page(row).cells for row in shown.split("<tr>")[1:]]
+    assert rows[1:] == [
+        ["reward", "0.5", "1.75"],
+        ["share of replies that end", "0.25", "1"],
+        ["KL to the reference, k1, nats per reply", "0", "3"],
+        ["KL, k2", "0", "4.5"],
+        ["KL, k3", "0", "3.25"],
+        ["KL, exact, over the whole vocabulary", "0", "2.875"],
+    ]
     at = cells.index("iteration")
     assert cells[at : at + 6] == ["iteration", "sampler gap", "batch gap", "1", "1e-06", "0"]
     best, worst = (

@@ -26,6 +26,7 @@ from gptjax.stages.handover import KINDS, load_model, save_model
 from gptjax.stages.ppo import prepare
 from gptjax.stages.ppo_iteration import DIGESTS
 from gptjax.stages.replay import read_run, replay
+from gptjax.stages.tracking import TrackingConfig
 from gptjax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -95,6 +96,10 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(runs):
     return runs.run("whole")
+
+
+def digests_of(run: Path) -> list[list[int]]:
+    return [[row[digest] for digest in DIGESTS] for row in read_metrics(run / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +264,7 @@ def test_an_adapted_run_is_killed_and_replayed_to_the_same_bits(runs, adapted):
 
 @pytest.mark.slow
 def test_without_the_self_check_nothing_is_checked_and_that_is_said(runs, whole):
-    config = dataclasses.replace(runs.config, self_check=False)
+    config = dataclasses.replace(runs.config, self_check=False, tracking=None)
     unchecked = runs.run("unchecked", config=config)
     assert "the self-check is off" in runs.log("unchecked")
     rows = read_metrics(unchecked / "metrics.jsonl")
@@ -267,15 +272,19 @@ def test_without_the_self_check_nothing_is_checked_and_that_is_said(runs, whole)
     done = [json.loads((run / "done.json").read_text("utf-8")) for run in (unchecked, whole)]
     assert done[0]["self_check"] == {"on": False, "passed": 0}
     assert done[1]["self_check"] == {"on": True, "passed": 1}
-    # Looking changes nothing.
     checked = read_metrics(whole / "metrics.jsonl")
-    assert [[row[d] for d in DIGESTS] for row in rows] == [[row[d] for d in DIGESTS] for row in checked]
+    assert [row["step"] for row in checked if "tracked/text_loss" in row] == [5]
+    assert not any(name.startswith("tracked/") for row in rows for name in row)
+    assert digests_of(unchecked) == digests_of(whole), "looking changes nothing"
 
 
 @pytest.mark.slow
-def test_the_check_is_made_again(runs, whole):
-    again = runs.run("again", config=dataclasses.replace(runs.config, self_check_every=2))
-    rows = read_metrics(again / "metrics.jsonl")
+def test_the_check_is_made_again_and_all_that_is_tracked_changes_nothing(runs, whole):
+    everything = TrackingConfig(every=2, gold=str(runs.root / "reward"), answer_tokens=4, tasks=("addition",))
+    changes = {"self_check_every": 2, "tracking": everything}
+    watched = runs.run("watched", config=dataclasses.replace(runs.config, **changes))
+    assert digests_of(watched) == digests_of(whole)
+    rows = read_metrics(watched / "metrics.jsonl")
     names = ("sampler_gap", "left_padding_gap", "right_padding_gap", "batch_gap", "first_ratio_gap")
     names += ("critic_padding_gap", "reward_padding_gap")
     for row in rows:
@@ -284,7 +293,8 @@ def test_the_check_is_made_again(runs, whole):
         assert logged == ({f"self_check/{name}" for name in names} | first if row["step"] % 2 else set())
         assert all(row[name] < 1e-5 for name in logged)
         assert ("objective/kl_exact" in row) == bool(row["step"] % 2)
-    assert json.loads((again / "done.json").read_text("utf-8"))["self_check"]["passed"] == 3
-    samples = [json.loads(line) for line in (again / "samples.jsonl").read_text("utf-8").splitlines()]
-    columns = {f"{model}{kind}" for model in ("reference", "policy") for kind in ("", "_tokens", "_reward")}
+    assert json.loads((watched / "done.json").read_text("utf-8"))["self_check"]["passed"] == 3
+    samples = [json.loads(line) for line in (watched / "samples.jsonl").read_text("utf-8").splitlines()]
+    kinds = ("", "_tokens", "_reward", "_gold")
+    columns = {f"{model}{kind}" for model in ("reference", "policy") for kind in kinds}
     assert all(set(sample) == {"prompt"} | columns for sample in samples)

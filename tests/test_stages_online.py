@@ -22,6 +22,7 @@ from gptjax.errors import WAITING
 from gptjax.generation.sampling import SamplingConfig
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel, ScalarModel
+from gptjax.overrides import override
 from gptjax.runs import mark_done, open_run, read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import online, ppo, reward
@@ -30,6 +31,7 @@ from gptjax.stages.labels import LabelerConfig, read_rows
 from gptjax.stages.online import OnlineConfig, schedule
 from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.reward import RewardConfig
+from gptjax.stages.rounds import start_of
 from gptjax.stages.samples import different, draw_samples, prompts_of_round, shares
 from gptjax.training.metrics import read_metrics
 
@@ -131,6 +133,33 @@ def test_a_static_control_has_the_budget_of_all_rounds():
     assert len(schedule(config)) == 5 and len(one) == 1
     for field in ("prompts", "iterations"):
         assert sum(getattr(r, field) for r in schedule(config)) == getattr(one[0], field)
+
+
+def test_ppo_starts_from_the_policy_that_was_asked_for():
+    policies, worth = ["first", "round-1", "round-2"], {"first": 0.5, "round-1": 0.75, "round-2": 0.25}
+    starts = {
+        start: [start_of(config_of(start=start), policies[: n + 1], worth) for n in range(3)]
+        for start in ("first", "latest", "best", 1, 2)
+    }
+    assert starts == {
+        "first": ["first"] * 3,
+        "latest": policies,
+        "best": ["first", "round-1", "round-1"],
+        1: ["first", "round-1", "round-1"],
+        2: policies,
+    }
+    assert override(config_of(), ["--start", "2"]).start == 2
+    with pytest.raises(ConfigError, match="'start'"):
+        override(config_of(), ["--start", "0"])
+
+
+@pytest.mark.slow
+def test_the_best_policy_is_the_one_whose_samples_the_labeler_likes_most(place):
+    online.run(config_of(start="best", prompts=4), place / "best")
+    rows = read_metrics(place / "best" / "metrics.jsonl")
+    better = rows[1]["samples/gold"] > rows[0]["samples/gold"]
+    config = json.loads((place / "best/round-2/ppo/config.json").read_text("utf-8"))
+    assert config["policy"] == (str(place / "best/round-1/ppo") if better else "language")
 
 
 @pytest.mark.slow
@@ -255,6 +284,10 @@ def test_rankings_from_before_join_the_first_round(place):
         ),
         ({"reward": RewardConfig(length=128, batch_size=4, seed=1)}, "reward.seed has no effect in rounds"),
         ({"reward": RewardConfig(length=128, batch_size=4, source="x")}, "reward.source has no effect"),
+        (
+            {"labeler": LabelerConfig(kind="human"), "start": "best"},
+            "start = 'best' needs labeler.reward",
+        ),
         ({"labeler": LabelerConfig()}, "labeler.reward must name the reward model"),
         ({"rivals": {"round-2": "x"}}, "rivals: 'round-2' is"),
     ],

@@ -256,6 +256,20 @@ def test_a_reply_that_never_ends_is_punished(case, rollout, score, kind):
     np.testing.assert_allclose(metrics["objective/scores"], expected.mean(), atol=1e-5)
 
 
+def test_what_the_members_of_an_ensemble_disagree_about_is_worth_less(case, rollout, score):
+    other = moved(case.reward, 0.2, 9)
+    each = np.stack([reward_scores(case.scalar, params, rollout) for params in (case.reward, other)])
+    config = dataclasses.replace(
+        CONFIG, ensemble=("other",), disagreement_penalty=2.0, missing_eos_penalty=0.0
+    )
+    experience = make_experience(config, score, case.scalar)
+    _, metrics = experience(case.policy, case.critic, case.policy, (case.reward, other), rollout, 0.3)
+    spread = np.abs(each[0] - each[1]) / 2
+    assert spread.max() > 0.1
+    np.testing.assert_allclose(metrics["val/disagreement"], spread.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["objective/scores"], (each.mean(0) - 2 * spread).mean(), rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def minibatch(case, rollout, experience):
     """A minibatch as the updates see it, and a policy and a critic that have moved since the rollout."""

@@ -14,14 +14,17 @@ from gptjax.data.corpora import read_documents
 from gptjax.evaluation.judge import distinct_n, lexicon_scores
 from gptjax.evaluation.perplexity import first_bytes, heldout_rows
 from gptjax.evaluation.tracked import read_track
+from gptjax.evaluation.zero_shot import ZeroShotConfig, task_figures
 from gptjax.generation.decode import decode, left_pad
+from gptjax.models.functional import ModelDefinition
+from gptjax.models.heads import ScalarModel
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import load_model
+from gptjax.stages.judges import judge_folders, paying
 from gptjax.stages.keys import stage_key
-from gptjax.stages.ppo import judge_folders
 from gptjax.stages.ppo_data import encode_prompts
-from gptjax.stages.ppo_evaluation import DIVERGENCES, heldout_prompts, make_evaluation
-from gptjax.stages.tracking import TrackingConfig, tracked, with_chat_test
+from gptjax.stages.ppo_evaluation import DIVERGENCES, Evaluation, heldout_prompts, make_evaluation
+from gptjax.stages.tracking import TrackingConfig, tracked, with_tests
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
@@ -56,7 +59,7 @@ def test_tracked_figures_are_those_of_replies_drawn_and_read_one_by_one(root, mo
     proxy = dataclasses.replace(gold, params=moved(gold.params, 0.1, 3))
     judges = {"reward": proxy, "gold": gold}
     evaluation = make_evaluation(config, base, judges, config.ptx_length, config.conventions)
-    row = tracked(evaluation, policy)
+    row = tracked(evaluation, policy, config.tracking)
 
     prompts = encode_prompts(heldout_prompts(config), tokenizer, config.prompt_length)[: config.eval_prompts]
     keys = jax.random.split(stage_key(config.seed, "ppo evaluation"), len(prompts))
@@ -107,10 +110,38 @@ def test_without_tracking_there_is_no_other_judge(root):
     assert judge_folders(config) == {"reward": config.reward, "gold": config.tracking.gold}
     config = dataclasses.replace(config, tracking=None)
     assert judge_folders(config) == {"reward": config.reward} and to_json(config)["tracking"] is None
-    with pytest.raises(ConfigError, match="is not a tracked run of PPO"):
+    with pytest.raises(ValueError, match="tracking.gold judges replies: set tracking.replies"):
+        TrackingConfig(gold="runs/gold", replies=False)
+    with pytest.raises(ConfigError, match="is no run of PPO whose replies were tracked"):
         read_track(root / "policy")
+
+
+def test_the_members_of_an_ensemble_have_one_shape(root, models):
+    config = dataclasses.replace(gold_case.ppo_config(root), ensemble=("other",))
+    assert list(judge_folders(config)) == ["reward", "reward_2", "gold"]
+    gold = models["gold"]
+    definition = ModelDefinition(ScalarModel, dataclasses.replace(gold.definition.config, layers=1))
+    judges = {"reward": gold, "reward_2": gold, "gold": gold}
+    assert paying(config, judges) == (gold.params, gold.params)
+    with pytest.raises(ConfigError, match="the reward models of .*proxy and other differ in shape"):
+        paying(config, judges | {"reward_2": dataclasses.replace(gold, definition=definition)})
+    with pytest.raises(ValueError, match="disagreement_penalty needs ensemble"):
+        dataclasses.replace(config, ensemble=(), disagreement_penalty=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "shots"), [("majority", 2), ("addition", 0)])
+def test_tasks_are_asked_as_a_measurement_of_a_finished_model_asks_them(models, task, shots):
+    base, params = models["policy"], moved(models["policy"].params, 0.03, 2)
+    config = TrackingConfig(replies=False, tasks=(task,), shots=shots)
+    evaluation = with_tests(Evaluation([], None, lambda params: {"text_loss": 2.0}), base, config)
+    asked = ZeroShotConfig(models=("policy",), task=task, shots=(shots,), length=128, batch_size=10)
+    alone = task_figures(dataclasses.replace(base, params=params), asked)[str(shots)]["accuracy"]
+    assert tracked(evaluation, params, config) == {"tracked/text_loss": 2.0, f"tracked/{task}": alone}
 
 
 def test_answers_beyond_the_context_are_refused(models):
     with pytest.raises(ConfigError, match="answer_tokens and the question = .* longer than the model's"):
-        with_chat_test(None, models["policy"], TrackingConfig(answer_tokens=250))
+        with_tests(None, models["policy"], TrackingConfig(answer_tokens=250))
+    with pytest.raises(ConfigError, match="tracking.shots and the question = .* longer than the model's"):
+        with_tests(None, models["policy"], TrackingConfig(tasks=("addition",), shots=20))

@@ -98,7 +98,8 @@ def test_the_sweeps_of_the_papers_are_the_loops_of_their_pages(paper, monkeypatc
     """bash runs the loop with `gptjax` as a function that prints its words."""
     monkeypatch.chdir(ROOT)
     page = (ROOT / "experiments" / paper / "README.md").read_text("utf-8")
-    loop = re.search(r"^( *)for seed in.*?^\1done$", page, re.DOTALL | re.MULTILINE)[0]
+    loops = re.finditer(r"^( *)for seed in.*?^\1done$", page, re.DOTALL | re.MULTILINE)
+    loop = "\n".join(loop[0] for loop in loops)
     stub = 'gptjax() { printf "%q " "$@"; echo; }\n'
     lines = subprocess.run(["bash", "-ec", stub + loop], capture_output=True, text=True, check=True).stdout
     typed = {}

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from experiments.quickstart import config as quickstart
 from gptjax.stages.ppo import PpoConfig
+from gptjax.stages.tracking import TrackingConfig
 
 
 def config() -> PpoConfig:
@@ -22,4 +23,5 @@ def config() -> PpoConfig:
         ptx_coef=0.0,
         kl_limit=None,  # an arm that goes far is to be seen going far
         eval_bytes=10_000,
+        tracking=TrackingConfig(every=6, replies=False, answer_tokens=48),
     )

@@ -20,6 +20,7 @@ from gptjax.data.files import (
 )
 from gptjax.data.instructions import dialogue_of_instruction
 from gptjax.data.quality import BadRows, DataError
+from gptjax.data.sums import sums
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import require
 
@@ -30,6 +31,7 @@ HELD_OUT = 10  # one in ten
 
 # Dialogues of PyPI chatterbot-corpus by the name of the source -> the folder of their language.
 CHATTERBOT = {"chatterbot": "english", "chatterbot-chinese": "chinese"}
+BUNDLED = (*CHATTERBOT, "sums")
 # In these files of chatterbot-corpus the lines after the first are not turns but other answers to it.
 ALTERNATIVES = ("computers", "emotion")
 EXCLUDED = {
@@ -91,7 +93,7 @@ def render_dialogue(messages: Messages, tokenizer: Tokenizer) -> tuple[list[int]
 def read_dialogues(
     name_or_path: str | Path, *, split: Split = "train", bad_rows: BadRows | None = None
 ) -> list[Messages]:
-    """The dialogues of one split of a source of `CHATTERBOT` or of JSONL files with a field `messages`.
+    """The dialogues of one split of a source of `BUNDLED` or of JSONL files with a field `messages`.
 
     A row with an `instruction` in its place is a dialogue of two messages (`data/instructions.py`).
     A message is `{"role": "system" | "user" | "assistant", "content": str}`; a dialogue may open with one
@@ -115,11 +117,13 @@ def located_dialogues(
     if str(name_or_path) in CHATTERBOT:
         language = CHATTERBOT[str(name_or_path)]
         dialogues = [(messages, None) for _, messages in chatterbot(own_rows, language)]
+    elif str(name_or_path) == "sums":
+        dialogues = [(messages, None) for messages in sums()]
     elif is_path(name_or_path):
         files = source_files(name_or_path, (".jsonl",))
         dialogues = [row for file in files for row in rows_of_jsonl(file, own_rows)]
     else:
-        raise DataError(unknown_source(name_or_path, CHATTERBOT))
+        raise DataError(unknown_source(name_or_path, BUNDLED))
     first: dict[str, tuple[Messages, Origin | None]] = {}
     for messages, origin in dialogues:
         first.setdefault(json.dumps(messages), (messages, origin))

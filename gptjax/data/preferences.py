@@ -15,6 +15,8 @@ from gptjax.data.tokenizers import Tokenizer
 
 HELD_OUT = 10  # one in ten
 MOST = float(np.finfo(np.float32).max)
+TOLD_BY = ("source", "labeler", "confidence")  # what accuracy is told by, where a row says it
+ORDER = 1e-6  # the difference of scores of a pair without a margin to speak of: its order stands all the same
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class RankedReplies:
         completions: K replies.
         scores: K numbers, more is better; equal numbers are a tie, which no loss may order.
         origin: file and line of the row; None for bundled ratings.
-        source, labeler: where the prompt comes from and who ranked; "" where that is not known.
+        source, labeler, confidence: where the prompt comes from, who ranked, and how sure they were; "" where
+            that is not known.
         votes: K numbers of people behind the scores; empty where that is not known.
     """
 
@@ -36,6 +39,7 @@ class RankedReplies:
     origin: Origin | None = field(default=None, compare=False)
     source: str = field(default="", compare=False)
     labeler: str = field(default="", compare=False)
+    confidence: str = field(default="", compare=False)
     votes: tuple[int, ...] = field(default=(), compare=False)
 
 
@@ -59,9 +63,10 @@ def read_preferences(path: str | Path, bad_rows: BadRows | None = None) -> list[
     """The preferences of JSONL files: `prompt/chosen/rejected` or `prompt/completions/ranking`.
 
     `prompt` is a string (one user message) or a list of messages that ends with the user's. `ranking` holds
-    a number for each completion, LOWER is better (rank 1 beats rank 2) and equal numbers tie. Texts under
-    `source` and `labeler` are kept, so that accuracy can be told by them. The counts of the files are added
-    to `bad_rows`; the limit is on these files alone.
+    a number for each completion, LOWER is better (rank 1 beats rank 2) and equal numbers tie. A pair may have
+    a `margin`, by how much the chosen reply is the better one, in the units of the human scores; 1 without.
+    Texts under `source`, `labeler` and `confidence`, which may be a number, are kept, so that accuracy can be
+    told by them. The counts of the files are added to `bad_rows`; the limit is on these files alone.
 
     Raises DataError when there is no such file and for more than 0.1 % bad rows.
     """
@@ -99,10 +104,12 @@ def split_preferences(groups: Sequence[RankedReplies]) -> tuple[list[RankedRepli
 def ranked_row(row: dict, origin: Origin) -> RankedReplies:
     """The ranked replies of a sound row."""
     if "chosen" in row:
-        completions, scores = [row["chosen"], row["rejected"]], [1.0, 0.0]
+        completions, scores = [row["chosen"], row["rejected"]], [max(float(row.get("margin", 1)), ORDER), 0.0]
     else:
         completions, scores = row["completions"], [-float(rank) for rank in row["ranking"]]
-    about = {name: row[name] for name in ("source", "labeler") if isinstance(row.get(name), str)}
+    about = {name: row[name] for name in TOLD_BY if isinstance(row.get(name), str)}
+    if type(row.get("confidence")) in (int, float):
+        about["confidence"] = f"{row['confidence']:g}"
     return RankedReplies(messages_of(row["prompt"]), completions, scores, origin, **about)
 
 
@@ -130,7 +137,13 @@ def fault_of_preference(row: dict) -> str:
         return "empty text"
     if not all(is_utf8(text) for text in completions):
         return "not UTF-8"
-    return "" if pair else fault_of_ranking(row["ranking"], len(completions))
+    return fault_of_margin(row) if pair else fault_of_ranking(row["ranking"], len(completions))
+
+
+def fault_of_margin(row: dict) -> str:
+    """The fault of a pair's margin, "" when it has none, or a number from 0 on that float32 can hold."""
+    margin = row.get("margin", 1)
+    return "" if type(margin) in (int, float) and 0 <= margin <= MOST else "malformed field"
 
 
 def fault_of_ranking(ranking, count: int) -> str:

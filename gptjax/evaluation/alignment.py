@@ -23,6 +23,24 @@ WATCHED = {
     "val/eos_rate": "share of replies that end",
     "val/sampler_gap": "sampler against teacher forcing, largest gap",
 }
+# Figure of reference and policy -> what it is; one that is not here goes by its name.
+HELD_OUT = {
+    "reward": "reward",
+    "gold": "reward of the gold model",
+    "right": "share of right answers",
+    "lexicon": "lexicon score",
+    "distinct_2": "distinct-2",
+    "ended": "share of replies that end",
+    "text_loss": "loss on held-out text, nats per token",
+    "on_topic": "chat questions answered on topic",
+}
+# The same of the policy alone: its distance from the reference.
+DISTANCES = {
+    "kl": "KL to the reference, k1, nats per reply",
+    "kl_k2": "KL, k2",
+    "kl_k3": "KL, k3",
+    "kl_exact": "KL, exact, over the whole vocabulary",
+}
 SHOWN = 4  # best replies, and worst
 
 
@@ -31,6 +49,7 @@ def alignment(run: Run) -> Iterator[Block]:
     for stage, rows in run.metrics.items():
         if any("objective/scores" in row for row in rows):
             yield from _what_moved(stage, rows)
+            yield from _held_out(stage, run.done.get(stage, {}).get("heldout", {}))
             yield from _self_check(stage, rows)
         if stage in run.replies:
             yield from _replies(stage, run.replies[stage])
@@ -45,6 +64,18 @@ def _what_moved(stage: str, rows: Sequence[Mapping]) -> Iterator[Block]:
     yield Heading(f"What moved: {stage}")
     header = ("", "first iteration", "last", "least", "most")
     yield Table(header, table, numeric=frozenset({1, 2, 3, 4}))
+
+
+def _held_out(stage: str, figures: Mapping) -> Iterator[Block]:
+    reference, policy = figures.get("reference", {}), figures.get("policy", {})
+    table = [
+        [HELD_OUT.get(name, name), *(f"{model[name]:.4g}" for model in (reference, policy))]
+        for name in policy
+    ]
+    table += [[about, "0", f"{figures[name]:.4g}"] for name, about in DISTANCES.items() if name in figures]
+    if table:
+        yield Heading(f"On held-out prompts: {stage}")
+        yield Table(("", "reference", "policy"), table, numeric=frozenset({1, 2}))
 
 
 def _self_check(stage: str, rows: Sequence[Mapping]) -> Iterator[Block]:

@@ -1,10 +1,10 @@
-"""Where a reward model is right: by source, labeler, votes, gap and length; and whether it likes length.
+"""Where a reward model is right: by source, labeler, confidence, votes, gap, length; does it like length?
 
 Legend: G groups (prompts), K completions of a group, P pairs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -66,8 +66,7 @@ def reward_breakdown(
     rewards_GxK: np.ndarray,
     lengths_GxK: np.ndarray,
     pairs: Pairs,
-    sources_G: Sequence[str],
-    labelers_G: Sequence[str],
+    names_G: Mapping[str, Sequence[str]],
     votes_GxK: np.ndarray,
 ) -> dict[str, list[dict]]:
     """Accuracy on pairs by what is known of them.
@@ -76,17 +75,17 @@ def reward_breakdown(
         rewards_GxK: what the model gives.
         lengths_GxK: tokens of prompt and completion.
         pairs: from `make_pairs`.
-        sources_G, labelers_G: "" where not known.
+        names_G: what is told by name, such as "source", "labeler" and "confidence"; "" where not known.
         votes_GxK: people behind each score, 0 where not known.
 
     Returns:
-        "source", "labeler" (rows of `accuracy_by_name`), "votes" (the fewer of both), "gap" (of the human
+        those of `names_G` (rows of `accuracy_by_name`), "votes" (the fewer of both), "gap" (of the human
         scores) and "length_gap" (tokens of the better minus tokens of the worse; rows of
         `accuracy_by_quarter`). What is known of no pair is left out.
     """
     correct, found = right(rewards_GxK, pairs), {}
-    for name, names_G in (("source", sources_G), ("labeler", labelers_G)):
-        names = np.asarray(names_G, dtype=object)[pairs.group]
+    for name, of_group in names_G.items():
+        names = np.asarray(of_group, dtype=object)[pairs.group]
         known = names != ""
         if known.any():
             found[name] = accuracy_by_name(names[known].astype(str), correct[known])

@@ -36,8 +36,10 @@ def read_track(folder: str | Path) -> Track:
     """
     stored = Path(folder) / "config.json"
     config = from_json(json.loads(stored.read_text("utf-8"))) if stored.exists() else None
-    if not isinstance(config, PpoConfig) or config.tracking is None:
-        raise ConfigError(f"{folder} is not a tracked run of PPO: name one that was trained with tracking")
+    if not isinstance(config, PpoConfig) or config.tracking is None or not config.tracking.replies:
+        raise ConfigError(
+            f"{folder} is no run of PPO whose replies were tracked: name one trained with tracking.replies"
+        )
     start = read_done(folder)["heldout"]["reference"] | dict.fromkeys(DIVERGENCES, 0.0)
     rows = [
         {"step": row["step"]}

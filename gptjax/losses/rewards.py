@@ -72,6 +72,32 @@ def exact_kl(logits: jax.Array, ref_logits: jax.Array, temperature: jax.Array | 
     return jnp.sum(jnp.exp(log_p) * jnp.where(jnp.isneginf(log_p), 0, log_p - log_q), axis=-1)
 
 
+def cautious_scores(scores_MxB: jax.Array, penalty: float) -> jax.Array:
+    """What an ensemble of reward models pays: less where its members disagree.
+
+    ``mean over members - penalty * standard deviation over members``
+
+    Args:
+        scores_MxB: [M, B] floating, of M reward models with one zero and one unit.
+        penalty: 0 pays the mean.
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        TypeError: the scores are not floating.
+
+    Source: Coste et al. 2023 (arXiv 2310.02743), section 3, with the deviation in the variance's place.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cautious_scores(jnp.array([[1.0, 2.0], [3.0, 2.0]]), penalty=0.5).tolist()
+        [1.5, 2.0]
+    """
+    scores = require_float("scores", scores_MxB)
+    return scores.mean(0) - penalty * scores.std(0)
+
+
 def eos_penalty(scores_B: jax.Array, has_eos_B: jax.Array, *, kind: str, penalty: float) -> jax.Array:
     """Punishes the responses that never ended.
 

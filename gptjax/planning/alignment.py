@@ -52,6 +52,8 @@ def ppo_work(config: PpoConfig, shapes: Shapes, mesh) -> Work:
     language = ModelDefinition(LanguageModel, dataclasses.replace(base, dropout=0.0))
     scalar = ModelDefinition(ScalarModel, shapes.base(config.reward, "reward", "scalar"))
     reference, judges = parameters(language, mesh), {"reward": parameters(scalar, mesh)}
+    judges |= {f"reward_{number}": judges["reward"] for number, _ in enumerate(config.ensemble, 2)}
+    rewards = tuple(judges.values()) if config.ensemble else judges["reward"]
     if config.tracking is not None and config.tracking.gold:
         gold = shapes.base(config.tracking.gold, "tracking.gold", "scalar")
         judges["gold"] = parameters(ModelDefinition(ScalarModel, gold), mesh)
@@ -67,7 +69,7 @@ def ppo_work(config: PpoConfig, shapes: Shapes, mesh) -> Work:
     cuts = (0,) if config.conventions.cut_at else ()
     experience = make_experience(config, make_score(config, language), scalar, cuts)
     replies = _rollout(config.batch_size, config.prompt_length, config.sampling.max_new_tokens, mesh)
-    scored = drawing, critic.params, still, judges["reward"], replies, _number(mesh, jnp.float32)
+    scored = drawing, critic.params, still, rewards, replies, _number(mesh, jnp.float32)
     programs = [
         _drawing(config, make_rollout(config, language, TOKENIZER, request_keys), drawing, mesh),
         Program("experience", experience, scored, resident=(0, 1, 2, 3)),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gptjax.losses.masked import masked_mean, masked_whiten, token_weights
 from gptjax.losses.ppo import explained_variance, kl_loss, policy_loss, value_loss
 from gptjax.losses.rewards import (
+    cautious_scores,
     empty_responses,
     eos_penalty,
     generalized_advantages,
@@ -93,7 +94,7 @@ def credit(config, rewards, values, mask, value_mask):
 def make_experience(config, score, scalar, cut_ids: tuple[int, ...] = ()):
     """`experience(policy, critic, reference, reward, rollout, kl_coef) -> (Experience, metrics)`.
 
-    `cut_ids` are those of `conventions.cut_at`.
+    `cut_ids` are those of `conventions.cut_at`. With `config.ensemble`, `reward` is a tuple of parameters.
     """
     choices = config.conventions
 
@@ -103,7 +104,9 @@ def make_experience(config, score, scalar, cut_ids: tuple[int, ...] = ()):
         value_mask = with_slot_after(mask) if choices.score_at == "after_end" else mask
         values = response_values(scalar, critic, rollout, value_mask)
         read = cut_replies(rollout, cut_ids, choices.cut_after) if cut_ids else rollout
-        raw_scores = reward_scores(scalar, reward, read)
+        members = reward if config.ensemble else (reward,)
+        scores_MxB = jnp.stack([reward_scores(scalar, member, read) for member in members])
+        raw_scores = cautious_scores(scores_MxB, config.disagreement_penalty)
         scores = eos_penalty(
             raw_scores, read.ended, kind=config.missing_eos, penalty=config.missing_eos_penalty
         )
@@ -125,6 +128,8 @@ def make_experience(config, score, scalar, cut_ids: tuple[int, ...] = ()):
             "objective/kl_coef": kl_coef,
             "ppo/val/var_explained": explained_variance(values, returns, value_mask),
         }
+        if config.ensemble:
+            metrics["val/disagreement"] = scores_MxB.std(0).mean()
         made = Experience(rollout, log_probs, values, value_mask, rewards, advantages, returns)
         if choices.kl_in == "loss":
             price = kl_coef * jnp.ones_like(scores)

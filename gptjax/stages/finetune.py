@@ -40,8 +40,8 @@ class FinetuneConfig:
 
     Attributes:
         base: run folder of the pretrained model.
-        dialogues: source -> weight. A source is "chatterbot", "ratings" (each rated text as the reply to its
-            instruction), or a path to JSONL with `messages`.
+        dialogues: source -> weight. A source is "chatterbot", "sums", "ratings" (each rated text as the reply
+            to its instruction), or a path to JSONL with `messages`.
         text: source -> weight of plain text mixed in, as in pretraining, so that less of it is forgotten
             (InstructGPT: 10 % before PPO).
         rewordings: noisy copies of each dialogue that join it (`data/rewording.py`); not of ratings.

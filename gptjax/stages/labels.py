@@ -15,7 +15,14 @@ import numpy as np
 
 from gptjax.config import ConfigError, configclass
 from gptjax.data.files import read_jsonl
-from gptjax.data.preferences import RankedArrays, RankedReplies, fault_of_preference, messages_of, ranked_row
+from gptjax.data.preferences import (
+    TOLD_BY,
+    RankedArrays,
+    RankedReplies,
+    fault_of_preference,
+    messages_of,
+    ranked_row,
+)
 from gptjax.data.quality import BadRows, DataError
 from gptjax.errors import WAITING
 from gptjax.evaluation.calibration import make_pairs
@@ -169,7 +176,7 @@ def write_union(folder: Path, rankings: list[RankedReplies]) -> None:
 def preference_row(ranked: RankedReplies) -> dict:
     """A ranking as a row of JSONL that `read_preferences` reads."""
     row = {"prompt": ranked.prompt, "completions": ranked.completions, "ranking": [-s for s in ranked.scores]}
-    return row | {name: text for name in ("source", "labeler") if (text := getattr(ranked, name))}
+    return row | {name: text for name in TOLD_BY if (text := getattr(ranked, name))}
 
 
 def read_labels(file: Path, samples: list[dict]) -> list[RankedReplies]:

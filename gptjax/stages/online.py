@@ -3,13 +3,13 @@
 A round draws K replies to some prompts from the deployed policy, has them ranked, trains a reward model on
 the rankings of all rounds so far, and aligns a policy with it, which the next round deploys. At the end the
 policies of all rounds meet on held-out prompts. With `static` the same number of rankings is drawn from the
-first policy, in one round. Read top to bottom: configuration, what a round is, a round, run.
+first policy, in one round. Read top to bottom: configuration, a round, run; what a round is lies in
+`rounds.py`.
 """
 
 import dataclasses
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,11 +34,10 @@ from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.ppo_data import fitting_prompts, ppo_lengths, read_prompts
 from gptjax.stages.reward import RewardConfig
 from gptjax.stages.road_checks import HANDED_OVER
+from gptjax.stages.rounds import FIRST, Round, schedule, start_of
 from gptjax.stages.samples import draw_samples, prompts_of_round, shares
 from gptjax.stages.tournament import hold_tournament
 from gptjax.training.metrics import MetricsWriter, read_metrics, seconds_spent
-
-FIRST = "first"  # the name of the policy before any round
 
 
 @configclass
@@ -54,7 +53,9 @@ class OnlineConfig:
         earlier: share of a round's prompts that policies before the latest reply to.
         static: the control: all rankings, rounds x prompts, are of replies of the first policy; one reward
             model, and one PPO of rounds x `ppo.iterations`.
-        start: what PPO starts from, and keeps to as its reference: the "first" policy or the "latest".
+        start: what PPO starts from, and keeps to as its reference: the "first" policy, the "latest", the
+            "best" by the labeler's mean score of its samples when it was the latest, or that of a round by
+            its number, before which it is the latest.
         labeler: who ranks.
         reward: the reward model of every round; `source` and `seed` are filled in, and `base`, unless it is
             a reward model to go on from.
@@ -72,7 +73,7 @@ class OnlineConfig:
     replies: Annotated[int, Field(ge=2)] = 4
     earlier: BelowOne = 0.0
     static: bool = False
-    start: Literal["first", "latest"] = "first"
+    start: Literal["first", "latest", "best"] | Count = "first"
     labeler: LabelerConfig
     reward: RewardConfig
     ppo: PpoConfig
@@ -102,39 +103,14 @@ class OnlineConfig:
             )
         if self.labeler.kind == "simulated" and not self.labeler.reward:
             raise ValueError("labeler.reward must name the reward model by which a simulated labeler ranks")
+        if self.start == "best" and not self.labeler.reward:
+            raise ValueError("start = 'best' needs labeler.reward, by whose scores policies are compared")
         names = {FIRST, *(current.name for current in schedule(self))}
         for name in self.rivals:
             if name in names:
                 raise ValueError(
                     f"rivals: '{name}' is what one of the run's own policies is called: rename it"
                 )
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round.
-
-    Attributes:
-        number: from 1.
-        prompts: rankings to be made.
-        iterations: of PPO.
-    """
-
-    number: int
-    prompts: int
-    iterations: int
-
-    @property
-    def name(self) -> str:
-        """What the round's folder and its policy are called."""
-        return f"round-{self.number}"
-
-
-def schedule(config: OnlineConfig) -> list[Round]:
-    """The rounds; of the static control one, with the rankings and iterations of all."""
-    times, rounds = (config.rounds, 1) if config.static else (1, config.rounds)
-    sizes = times * config.prompts, times * config.ppo.iterations
-    return [Round(number, *sizes) for number in range(1, rounds + 1)]
 
 
 def earlier_rankings(config: OnlineConfig) -> list[RankedReplies]:
@@ -168,11 +144,10 @@ def sampled(config: OnlineConfig, current: Round, file: Path, policies: dict[str
 
 
 def stage_configs(
-    config: OnlineConfig, current: Round, folder: Path, policies: dict[str, str]
+    config: OnlineConfig, current: Round, folder: Path, start: str
 ) -> tuple[RewardConfig, PpoConfig]:
     """The configurations of the round's two stages, with sources, bases and the round's own seed."""
     seed = int(jax.random.bits(stage_key(config.seed, f"seed of {current.name}")))
-    start = policies[FIRST] if config.start == FIRST else list(policies.values())[-1]
     learn = {"base": config.reward.base or config.policy, "source": str(folder / "rankings.jsonl")}
     align = {"policy": start, "reward": str(folder / "reward"), "iterations": current.iterations}
     return (
@@ -188,6 +163,7 @@ def play(
     policies: dict[str, str],
     gold: TrainedModel | None,
     rankings: list[RankedReplies],
+    worth: dict[str, float],
     mesh,
 ) -> tuple[list[RankedReplies], dict[str, float]]:
     """One round, from where it stands; its policy is left in `ppo` of its folder.
@@ -198,6 +174,7 @@ def play(
         policies: name -> run folder, the latest last.
         gold: the labeler's reward model, if there is one.
         rankings: of all rounds before.
+        worth: policy -> the labeler's mean score of its samples as the latest policy; this round's is added.
         mesh: of policies and `gold`.
 
     Returns:
@@ -213,8 +190,11 @@ def play(
     labels = labelled(config.labeler, samples, scores, key, folder)
     if scores is not None:
         figures = {"labels/contrary": contrary(labels, scores), "samples/gold": float(scores.mean())}
+        deployed = list(policies)[-1]
+        worth[deployed] = float(scores[[sample["source"] == deployed for sample in samples]].mean())
     write_union(folder, [*rankings, *labels])
-    reward_config, ppo_config = stage_configs(config, current, folder, policies)
+    start = policies[start_of(config, list(policies), worth)]
+    reward_config, ppo_config = stage_configs(config, current, folder, start)
     # Where the run lies is no setting: its folder may be moved, or be written in another way.
     reward.run(reward_config, folder / "reward", may_change=(*HANDED_OVER, "source"))
     ppo.run(ppo_config, folder / "ppo", may_change=HANDED_OVER)
@@ -271,13 +251,13 @@ def run(config: OnlineConfig, folder: Path, may_change: Iterable[str] = ()) -> N
     started, mesh = time.monotonic() - seconds_spent(folder), make_mesh(config.ppo.mesh)
     gold, rounds = load_models(config, mesh), schedule(config)
     rankings = earlier_rankings(config)
-    before, policies = len(rankings), {FIRST: config.policy}
+    before, policies, worth = len(rankings), {FIRST: config.policy}, {}
     writer = MetricsWriter(folder, started)
     writer.truncate_after(len(rounds))
     logged = len(read_metrics(writer.path)) if writer.path.exists() else 0
     for current in rounds:
         print(f"\n{current.name} of {len(rounds)}", flush=True)
-        labels, figures = play(config, current, folder / current.name, policies, gold, rankings, mesh)
+        labels, figures = play(config, current, folder / current.name, policies, gold, rankings, worth, mesh)
         rankings = [*rankings, *labels]
         policies[current.name] = str(folder / current.name / "ppo")
         if current.number > logged:

@@ -28,13 +28,14 @@ from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place, repl
 from gptjax.stages.adapters import merged, save_adapters
 from gptjax.stages.conventions import PRESETS, Conventions
 from gptjax.stages.handover import TrainedModel, check_bases, load_model, save_model
+from gptjax.stages.judges import judge_folders, paying
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo_data import ppo_lengths, prompt_rows, ptx_rows, read_prompts
 from gptjax.stages.ppo_evaluation import compare_policies, make_evaluation
 from gptjax.stages.ppo_iteration import PpoState, make_iteration, make_optimizers, trained_part
 from gptjax.stages.self_check import announce, check_summary
 from gptjax.stages.sharded import create_state, first_step
-from gptjax.stages.tracking import TrackingConfig, tracked, with_chat_test
+from gptjax.stages.tracking import TrackingConfig, tracked, with_tests
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import read_metrics, seconds_spent
 from gptjax.training.optimizers import OptimizerConfig
@@ -47,10 +48,14 @@ class PpoConfig:
     Attributes:
         policy: run folder of the fine-tuned model; also the frozen reference.
         reward: run folder of the reward model; the critic starts from it.
+        ensemble: run folders of further reward models of its shape; a reply is paid the mean of all, less
+            `disagreement_penalty` times their standard deviation.
+        disagreement_penalty: reward units per unit of that deviation.
         prompts: "ratings" (instructions of the rated texts), or a path to JSONL with `messages`.
         sampling: how replies are drawn; top_k and top_p must be off, since the loss scores the whole
             distribution.
         prompt_length: longest prompt in tokens; longer ones are counted and left out.
+        prompt_buckets: widths that prompts are padded to, see `prompt_widths`; each compiles every program.
         iterations, batch_size: rollouts; replies per rollout (B).
         epochs, minibatches: passes over a rollout and parts per pass.
         accumulate: micro-batches per minibatch.
@@ -78,14 +83,18 @@ class PpoConfig:
         optimizer, value_optimizer, mesh, save_every, seed: as elsewhere.
         eval_prompts: held-out prompts answered at the end.
         eval_bytes: held-out text per source measured at the end.
-        tracking: measures along the way as well; None measures at the end only.
+        tracking: what is measured along the way; None measures at the end only. By default it is what costs
+            next to nothing, the loss on held-out text.
     """
 
     policy: str = ""
     reward: str = ""
+    ensemble: tuple[str, ...] = ()
+    disagreement_penalty: NonNegative = 0.0
     prompts: str = "ratings"
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=32)
     prompt_length: Count = 48
+    prompt_buckets: Count = 1
     iterations: Count
     batch_size: Count
     epochs: Count = 1
@@ -120,7 +129,7 @@ class PpoConfig:
     save_every: Count = 10
     eval_prompts: Count = 256
     eval_bytes: Count = 40_000
-    tracking: TrackingConfig | None = None
+    tracking: TrackingConfig | None = TrackingConfig(every=12, replies=False)
     seed: Seed = 0
     presets: ClassVar = PRESETS
 
@@ -142,6 +151,8 @@ class PpoConfig:
             raise ValueError(
                 "conventions.kl_in = 'loss' needs kl_estimator 'k2' or 'k3': the gradient of k1 averages to 0"
             )
+        if self.disagreement_penalty and not self.ensemble:
+            raise ValueError("disagreement_penalty needs ensemble: name the reward models that may disagree")
         if self.ptx_coef and not self.corpora:
             raise ValueError("ptx_coef needs corpora: name the text whose loss is to be kept")
         if self.ptx_coef and self.ptx_rows % (self.accumulate * self.mesh.batch_shards):
@@ -151,6 +162,7 @@ class PpoConfig:
 def check(config: PpoConfig) -> None:
     """Raises ConfigError for models that are not there, or do not fit the lengths or each other."""
     bases = {"policy": (config.policy, "language"), "reward": (config.reward, "scalar")}
+    bases |= {f"ensemble[{i}]": (folder, "scalar") for i, folder in enumerate(config.ensemble)}
     if config.tracking and config.tracking.gold:
         bases["tracking.gold"] = (config.tracking.gold, "scalar")
     check_bases(ppo_lengths(config), bases)
@@ -174,19 +186,13 @@ def initial_critic(config: PpoConfig, base: TrainedModel, reward: TrainedModel):
     return start
 
 
-def judge_folders(config: PpoConfig) -> dict[str, str]:
-    """Run folders of the reward model and, where the run is tracked with one, of the gold reward model."""
-    gold = config.tracking.gold if config.tracking else ""
-    return {"reward": config.reward} | ({"gold": gold} if gold else {})
-
-
 @dataclass(frozen=True)
 class Prepared:
     """What the iterations of a run need, made of its configuration alone.
 
     Attributes:
         base: the policy that was handed over, which is the reference.
-        judges: "reward" and, where the run is tracked with one, "gold" -> reward model.
+        judges: the names of `judge_folders` -> reward model.
         language: the policy's definition.
         start: the state before the first iteration.
         iteration, batch_at, key: see `run_loop`.
@@ -235,7 +241,7 @@ def prepare(config: PpoConfig, mesh: jax.sharding.Mesh) -> Prepared:
         judges,
         language,
         start,
-        make_iteration(config, tokenizer, language, scalar, base.params, reward.params, texts, mesh),
+        make_iteration(config, tokenizer, language, scalar, base.params, paying(config, judges), texts, mesh),
         lambda number: place(prompts(number), mesh),
         stage_key(config.seed, "ppo"),
         {"tokenizer": tokenizer.hash, "policy": base.digest, **digests},
@@ -258,7 +264,7 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
     base = ready.base
     evaluation = make_evaluation(config, base, ready.judges, config.ptx_length, config.conventions)
     if config.tracking is not None:
-        evaluation = with_chat_test(evaluation, base, config.tracking)
+        evaluation = with_tests(evaluation, base, config.tracking)
     settings = LoopSettings(
         stage="ppo",
         folder=folder,
@@ -279,7 +285,7 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
         return learnt(state) if config.lora is None else merged(base.params, learnt(state), config.lora)
 
     def measure(state: PpoState):
-        return tracked(evaluation, kept(state))
+        return tracked(evaluation, kept(state), config.tracking)
 
     state = run_loop(ready.start, ready.iteration, ready.batch_at, ready.key, settings, measure)
 

@@ -62,13 +62,32 @@ def which_fit(prompts: list[list[int]], longest: int) -> list[int]:
     return kept
 
 
+def prompt_widths(config) -> list[int]:
+    """The widths P that prompts are padded to, the smallest first: each half of the one above it, rounded up.
+
+    So few shapes meet the compiler, whatever the prompts' lengths are.
+    """
+    widths = {-(-config.prompt_length // 2**halvings) for halvings in range(config.prompt_buckets)}
+    return sorted(widths)
+
+
 def prompt_rows(prompts: list[Messages], tokenizer, config):
-    """`batch_at(iteration)`: left-padded prompts, "tokens" int32 `[B, P]` and "mask" bool `[B, P]`."""
+    """`batch_at(iteration)`: left-padded prompts, "tokens" int32 `[B, P]` and "mask" bool `[B, P]`.
+
+    P is the smallest of `prompt_widths` that the batch's longest prompt fits in: a function of the batch.
+    """
     encoded = encode_prompts(prompts, tokenizer, config.prompt_length)
     tokens, mask = left_pad(encoded, tokenizer.pad_id, config.prompt_length)
     source = {"prompts": {"tokens": tokens, "mask": mask}}
-    mixture = Mixture(source, {"prompts": 1.0}, config.batch_size, config.seed)
-    return mixture.batch_at
+    mixture, widths = Mixture(source, {"prompts": 1.0}, config.batch_size, config.seed), prompt_widths(config)
+
+    def batch_at(iteration: int):
+        batch = mixture.batch_at(iteration)
+        longest = batch["mask"].sum(1).max()
+        width = next(width for width in widths if width >= longest)
+        return {name: array[:, -width:] for name, array in batch.items()}
+
+    return batch_at
 
 
 def ptx_rows(config, tokenizer):

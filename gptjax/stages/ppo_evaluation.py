@@ -43,12 +43,19 @@ class Evaluation:
 
     Attributes:
         prompts: ids of the held-out prompts.
-        measure: `params -> (figures, columns)`; the figures are those of `make_evaluation`, the columns what
-            is known of every reply: "" its text, "_tokens" their number, "_JUDGE" a judge's score.
+        replies: `params -> (figures, columns)` of replies to them; the columns are what is known of every
+            reply: "" its text, "_tokens" their number, "_JUDGE" a judge's score.
+        elsewhere: `params -> figures` of what alignment does not train, cheap beside the replies.
     """
 
     prompts: list[list[int]]
-    measure: Callable[[Params], tuple[dict[str, float], dict[str, list]]]
+    replies: Callable[[Params], tuple[dict[str, float], dict[str, list]]]
+    elsewhere: Callable[[Params], dict[str, float]]
+
+    def measure(self, params: Params) -> tuple[dict[str, float], dict[str, list]]:
+        """All figures, and the columns of the replies."""
+        figures, columns = self.replies(params)
+        return figures | self.elsewhere(params), columns
 
 
 def make_evaluation(
@@ -60,8 +67,8 @@ def make_evaluation(
 ) -> Evaluation:
     """How a policy of the reference's shape is measured on held-out prompts and text.
 
-    Its figures: `lexicon`, the mean score of every judge under the judge's name, `distinct_2`, `ended` (share
-    of the replies), `text_loss` where the configuration has corpora, and DIVERGENCES.
+    The figures of its replies: `lexicon`, the mean score of every judge under the judge's name, `distinct_2`,
+    `ended` (share of the replies) and DIVERGENCES; elsewhere `text_loss`, where there are corpora.
 
     Args:
         config: prompts, sampling, prompt_length, eval_prompts, corpora, eval_bytes and seed.
@@ -102,7 +109,6 @@ def make_evaluation(
         return {"kl": log_ratio.sum(1).mean()} | kinds | {"kl_exact": exact.mean()}
 
     judging = {name: judge.params for name, judge in judges.items()}
-    text_loss = held_out_text_loss(config, base, text_length)
 
     def measure(params):
         rollout, read, scores = answer(params, judging)
@@ -115,14 +121,13 @@ def make_evaluation(
             **{name: float(score.mean()) for name, score in scores.items()},
             "distinct_2": distinct_n(replies),
             "ended": float(jnp.mean(read.ended)),
-            **text_loss(params),
             **distances,
         }
         columns = {"": replies, "_tokens": to_host(read.mask).sum(1).astype(int).tolist()}
         columns |= {f"_{name}": to_host(score).tolist() for name, score in scores.items()}
         return figures, columns
 
-    return Evaluation(prompts, measure)
+    return Evaluation(prompts, measure, held_out_text_loss(config, base, text_length))
 
 
 def compare_policies(evaluation: Evaluation, base: TrainedModel, params, folder: Path) -> dict:

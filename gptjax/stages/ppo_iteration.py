@@ -28,6 +28,7 @@ from gptjax.stages.experience import (
     make_take,
     make_value_loss,
 )
+from gptjax.stages.judges import by_name
 from gptjax.stages.rollout import draw
 from gptjax.stages.self_check import SelfCheck
 from gptjax.stages.sharded import bounded, compile_step
@@ -147,7 +148,7 @@ def make_iteration(config, tokenizer, language, scalar, reference, reward, texts
             )
             floats = {n: getattr(made, n) for n in ("rewards", "old_values", "advantages", "returns")}
             keys = partial(request_keys, rollout_key)
-            judges = {"critic": state.critic.params, "reward": reward}
+            judges = {"critic": state.critic.params} | by_name(reward)
             metrics |= check.of_rollout(drawing, reference, rollout, floats, keys, number, judges)
             metrics |= {"digest/rollout": digest(rollout), "digest/experience": digest(made)}
         policy, critic, ema, parts, gradients = state.policy, state.critic, state.ema, [], []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gptjax.data.preferences import RankedArrays, RankedReplies
+from gptjax.data.preferences import TOLD_BY, RankedArrays, RankedReplies
 from gptjax.data.ratings import load_ratings, split_ratings
 from gptjax.evaluation import calibration
 from gptjax.evaluation.reward_breakdown import length_slope, reward_breakdown
@@ -40,7 +40,7 @@ def evaluate(
     votes = np.zeros(valid.shape, int)
     for row, fact in zip(votes, facts, strict=True):
         row[: len(fact.votes)] = fact.votes
-    sources, labelers = [fact.source for fact in facts], [fact.labeler for fact in facts]
+    names = {name: [getattr(fact, name) for fact in facts] for name in TOLD_BY}
     return {
         "accuracy": calibration.pair_accuracy(rewards_GxK, every),
         "accuracy_clear": calibration.pair_accuracy(rewards_GxK, clear),
@@ -53,7 +53,7 @@ def evaluate(
         "brier_raw": calibration.brier_score(*raw),
         "brier": calibration.brier_score(*cooled),
         "reliability": table,
-        "accuracy_by": reward_breakdown(rewards_GxK, lengths, every, sources, labelers, votes),
+        "accuracy_by": reward_breakdown(rewards_GxK, lengths, every, names, votes),
         "length_slope": length_slope(rewards_GxK, lengths, valid),
         "length_slope_humans": length_slope(arrays.scores, lengths, valid),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from gptjax.config import ConfigError
-from gptjax.data import corpora
+from gptjax.data import chat, corpora
 from gptjax.data.files import is_path, source_files, unknown_source
 from gptjax.data.quality import DataError
 from gptjax.models.functional import ModelDefinition
@@ -65,7 +65,7 @@ def check_sources(config, stages: Collection[str] = STAGES) -> None:
         DataError: a source is neither bundled nor a file or folder of the right kind.
     """
     text, rows = corpora.SUFFIXES, (".jsonl",)
-    dialogues = ("chatterbot", "ratings")
+    dialogues = (*chat.BUNDLED, "ratings")
     named = {
         "pretrain": [(config.pretrain.corpora, corpora.BUNDLED, text)],
         "finetune": [
