@@ -20,7 +20,7 @@ from gptjax.models.heads import LanguageModel
 from gptjax.stages.handover import save_model
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("train_step", "decode", "ppo", "startup", "import_memory")
+SCRIPTS = ("train_step", "decode", "ppo", "startup", "import_memory", "saving")
 # Of each script, what a quick run needs to prove that it works.
 QUICK = {
     "train_step": ["--compute-dtype", "float32", "--loop", "unroll"],
@@ -28,6 +28,7 @@ QUICK = {
     "ppo": [],
     "startup": [],
     "import_memory": [],
+    "saving": [],
 }
 
 
@@ -223,6 +224,10 @@ def test_a_quick_run(script, tmp_path):
     if script == "import_memory":
         assert rows.keys() == {"reading", "whole import"}
         assert all(row["model MB"] > row["largest tensor MB"] > 0 for row in rows.values())
+        return
+    if script == "saving":
+        tiny_state = rows["tiny"]
+        assert 0 < tiny_state["save call s"] <= tiny_state["on the disk after s"]
         return
     ours = next(row for name, row in rows.items() if name.startswith("gptjax float32"))
     if script == "ppo":
