@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import re
 import shlex
 import sys
 import typing
@@ -11,9 +12,17 @@ from pathlib import Path
 
 import jax
 
-from gptjax.config import ConfigError, difference, to_json
+from gptjax.config import ConfigError, difference, flatten, to_json
 from gptjax.environment import describe_environment
 from gptjax.sharding.distributed import wait_for_all
+from gptjax.training.events import SETTINGS_CHANGED, EventLog
+from gptjax.training.integrity import file_hash
+
+# Where a run is computed, in how many parts, how often it is saved: but for rounding and for dropout's draws
+# nothing depends on these, so a later start may have others.
+_LAYOUT = re.compile(
+    r"(?P<stage>(\w+\.)*)(?P<key>mesh\.(stage|data|fsdp|sequence|tensor)|accumulate|save_every) was .*"
+)
 
 
 class RunFolderRefused(ConfigError):
@@ -24,27 +33,33 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
     """Creates the folder of a run, or opens it again to resume.
 
     Writes the resolved configuration to `config.json` and package versions, git revision and command line to
-    `environment.txt`; each resume adds its own block to the latter.
+    `environment.txt`; each resume adds its own block to the latter. The mesh, `accumulate` and `save_every`
+    may differ from those of an earlier start; what differs is said, and noted in `events.jsonl`. A finished
+    run keeps those that it had.
 
     Args:
       folder: where the run lives.
       config: the configclass of the run.
-      may_change: dotted keys, or groups of keys, that may differ from the stored configuration.
+      may_change: further dotted keys, or groups of keys, that may differ from the stored configuration.
 
     Raises:
       RunFolderRefused: the folder holds a run with another configuration, or something that is not a run, or
         cannot be made.
     """
     folder, stored, wanted = Path(folder), Path(folder) / "config.json", to_json(config)
+    changes, layout = [], []
     if stored.exists():
-        changes = [
+        changes = difference(json.loads(stored.read_text("utf-8")), wanted)
+        layout = [change for change in changes if _is_layout(change, wanted)]
+        refused = [
             change
-            for change in difference(json.loads(stored.read_text("utf-8")), wanted)
-            if not any(change.startswith((f"{key} was ", f"{key}.")) for key in may_change)
+            for change in changes
+            if change not in layout
+            and not any(change.startswith((f"{key} was ", f"{key}.")) for key in may_change)
         ]
-        if changes:
+        if refused:
             raise RunFolderRefused(
-                f"{folder} holds a run with another configuration ({'; '.join(changes)}): "
+                f"{folder} holds a run with another configuration ({'; '.join(refused)}): "
                 f"choose another --name, or delete {folder} to start over"
             )
     elif folder.exists() and not folder.is_dir():
@@ -55,11 +70,25 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
         raise RunFolderRefused(
             f"the run folder {folder} cannot be made ({error.strerror}): choose another --runs or --name"
         ) from error
-    write_json_atomic(stored, wanted)
+    if not (stage_done(folder) and changes == layout):
+        write_json_atomic(stored, wanted)
+        if changes:
+            EventLog(folder).add(SETTINGS_CHANGED, changes=changes, config=file_hash(stored))
+            print(f"{folder} goes on with other settings: {'; '.join(changes)}", flush=True)
     if jax.process_index() == 0:
         with (folder / "environment.txt").open("a", encoding="utf-8") as file:
             file.write(_environment_block())
     return folder
+
+
+def _is_layout(change: str, wanted: dict) -> bool:
+    """Whether a sentence of `difference` is of a key that changes no number."""
+    found = _LAYOUT.fullmatch(change)
+    if not found:
+        return False
+    # PPO may average over each micro-batch; their number counts then.
+    averaged = flatten(wanted).get(f"{found['stage']}conventions.average_over")
+    return found["key"] != "accumulate" or averaged != "micro_batch"
 
 
 def stage_done(folder: str | Path) -> bool:

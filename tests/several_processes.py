@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from stage_driver import context, settle
+from stage_driver import arrange, context, settle
 
 DEVICES = 4
 STEPS = 48
@@ -16,15 +16,23 @@ ROWS = 16
 
 
 class Group:
-    """The processes of one start; those that live when the test ends are killed."""
+    """The processes of one start; those that live when the test ends are killed.
 
-    def __init__(self, folder: Path, cache: Path, count: int = 2, hang_at: int | None = None):
+    Args:
+        folder: of the run.
+        cache: for compiled programs.
+        count: of processes.
+        hang_at: the batch at which the last process hangs.
+        die: (process, moment, n): it is killed at the n-th such moment, see `stage_driver.MOMENTS`.
+    """
+
+    def __init__(self, folder: Path, cache: Path, count: int = 2, hang_at: int | None = None, die=None):
         self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.processes = [
-            context.Process(target=work, args=(port, count, index, folder, cache, hang_at))
+            context.Process(target=work, args=(port, count, index, folder, cache, hang_at, die))
             for index in range(count)
         ]
         for process in self.processes:
@@ -62,9 +70,11 @@ class Group:
         return "\n".join(path.read_text("utf-8", "replace")[-3000:] for path in logs)
 
 
-def work(port: int, count: int, index: int, folder: Path, cache: Path, hang_at: int | None) -> None:
+def work(port: int, count: int, index: int, folder: Path, cache: Path, hang_at: int | None, die) -> None:
     """One process: a linear map, its parameters sharded over two devices, its batch over all four."""
     settle(Path(f"{folder}-{index}"), cache)
+    if die and die[0] == index:
+        arrange(*die[1:], signal.SIGKILL)
     import jax
 
     from gptjax.training.stopping import leave_after

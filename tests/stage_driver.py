@@ -46,9 +46,9 @@ def start(config: dict, folder: Path, cache: Path, die: tuple[str, int, int] | N
     return process
 
 
-def command(arguments: list[str], folder: Path, cache: Path):
-    """Starts a command of the command line on a stage that was started so, and returns the process."""
-    process = context.Process(target=_command, args=(arguments, folder, cache))
+def command(arguments: list[str], folder: Path, cache: Path, die: tuple[str, int, int] | None = None):
+    """Starts a command of the command line, whose log lies beside a run folder; returns the process."""
+    process = context.Process(target=_command, args=(arguments, folder, cache, die))
     process.start()
     return process
 
@@ -67,8 +67,10 @@ def settle(folder: Path, cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _command(arguments: list[str], folder: Path, cache: Path) -> None:
+def _command(arguments: list[str], folder: Path, cache: Path, die) -> None:
     settle(folder, cache)
+    if die:
+        arrange(*die)
     from gptjax import cli, environment
 
     environment.use_compilation_cache = lambda: cache
@@ -81,7 +83,7 @@ def _run(config: dict, folder: Path, cache: Path, die) -> None:
 
     settle(folder, cache)
     if die:
-        _arrange(*die)
+        arrange(*die)
     stage = importlib.import_module(config["type"].split(":")[0])
     try:
         stage.run(from_json(config), folder)
@@ -90,7 +92,7 @@ def _run(config: dict, folder: Path, cache: Path, die) -> None:
         sys.exit(error.exit_code)
 
 
-def _arrange(moment: str, count: int, number: signal.Signals) -> None:
+def arrange(moment: str, count: int, number: signal.Signals) -> None:
     """Sends the signal after the `count`-th call of the moment's function, or before it."""
     before = moment.startswith("before ")
     module, path = MOMENTS[moment.removeprefix("before ")].split(":")

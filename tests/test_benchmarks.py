@@ -15,7 +15,7 @@ from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("train_step", "decode", "ppo", "startup", "import_memory", "quantization")
+SCRIPTS = ("train_step", "decode", "ppo", "startup", "import_memory", "quantization", "saving")
 # Of each script, what a quick run needs to prove that it works.
 QUICK = {
     "train_step": ["--compute-dtype", "float32", "--loop", "unroll"],
@@ -24,6 +24,7 @@ QUICK = {
     "startup": [],
     "import_memory": [],
     "quantization": ["--source", "pydoc", "--bytes", "2000"],
+    "saving": [],
 }
 
 
@@ -220,6 +221,10 @@ def test_a_quick_run(script, tmp_path):
         assert list(rows) == ["float32", "int8", "int4", "int8, groups of 16", "int4, groups of 16"]
         sizes = [float(row["linear maps MB"]) for row in rows.values()]
         assert sizes[0] >= sizes[1] >= sizes[2] and all(float(row["perplexity"]) > 1 for row in rows.values())
+        return
+    if script == "saving":
+        tiny_state = rows["tiny"]
+        assert 0 < tiny_state["save call s"] <= tiny_state["on the disk after s"]
         return
     ours = next(row for name, row in rows.items() if name.startswith("gptjax float32"))
     if script == "ppo":

@@ -12,6 +12,8 @@ from gptjax.evaluation.figure_rows import verdict
 from gptjax.evaluation.report import result_table, write_report
 from gptjax.evaluation.results import read_run
 from gptjax.runs import mark_done, open_run, write_json_atomic
+from gptjax.training.events import EventLog
+from gptjax.training.goodput import CAUSES, TRAINING
 from gptjax.training.metrics import MetricsWriter
 
 EVIL = "<script>alert('x')</script> | *stars*\nsecond [line](http://evil)"
@@ -195,6 +197,26 @@ def test_a_single_stage_has_a_report_of_what_it_has(tmp_path):
     text = (stage / "report.html").read_text("utf-8")
     assert "<h2>Curves: pretrain</h2>" in text and "<h2>Results</h2>" not in text
     assert list(read_run(stage).metrics) == ["pretrain"]
+
+
+def test_the_page_says_where_the_time_went(tmp_path):
+    """Of the last save: 60 of 100 seconds were steps that were kept, over two starts."""
+    stage = make_road(tmp_path / "road") / "ppo"
+    seconds = dict.fromkeys((TRAINING, *CAUSES), 0.0) | {TRAINING: 60.0, "redone": 25.5, "down": 14.5}
+    log = EventLog(stage)
+    for goodput in (0.9, 0.6):
+        log.add("start", stage="ppo", step=0, began=0.0, config="")
+        log.add("saved", stage="ppo", step=2, goodput=goodput, seconds=seconds)
+    write_report([tmp_path / "road"])
+    text = (tmp_path / "road" / "report.html").read_text("utf-8")
+    section = text.split("<h2>Where the time went</h2>")[1].split("<h2>")[0]
+    cells = Page(section).cells
+    head = ["stage", "goodput", "starts", *CAUSES]
+    assert cells[: len(head)] == head
+    row = dict(zip(head, cells[len(head) :], strict=True))
+    lost = dict.fromkeys(CAUSES, "0.0") | {"redone": "25.5", "down": "14.5"}
+    assert row == {"stage": "ppo", "goodput": "60.0 %", "starts": "2"} | lost
+    assert all((f"{cause}: {CAUSES[cause]}" in section) == (cause in ("redone", "down")) for cause in CAUSES)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

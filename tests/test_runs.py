@@ -18,6 +18,8 @@ from gptjax.environment import (
 )
 from gptjax.runs import mark_done, open_run, read_done, stage_done, write_json_atomic
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.events import SETTINGS_CHANGED, read_events
+from gptjax.training.integrity import file_hash
 
 
 @configclass
@@ -34,6 +36,23 @@ class OneStage:
 class TwoStages:
     pretrain: OneStage
     ppo: OneStage
+
+
+@configclass
+class Averages:
+    average_over: str
+
+
+@configclass
+class Learner:
+    mesh: MeshConfig
+    accumulate: int
+    conventions: Averages
+
+
+@configclass
+class Road:
+    ppo: Learner
 
 
 @configclass
@@ -59,6 +78,38 @@ def test_only_the_keys_that_may_change_may(tmp_path):
         open_run(tmp_path, Settings(steps=4, inner=Inner(rate=0.2)), may_change=["steps"])
     open_run(tmp_path, Settings(steps=4, inner=Inner(rate=0.2)), may_change=["steps", "inner"])
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 4
+
+
+def computed(folder, mesh, accumulate=1, averaged="minibatch"):
+    choices = {"accumulate": accumulate, "conventions": Averages(average_over=averaged)}
+    return open_run(folder, Road(ppo=Learner(mesh=MeshConfig(data=mesh), **choices)))
+
+
+def test_where_a_run_is_computed_may_change_and_is_said(tmp_path, capsys):
+    computed(tmp_path, 8)
+    assert read_events(tmp_path) == [] and not capsys.readouterr().out
+    computed(tmp_path, 2, accumulate=4)
+    (noted,) = read_events(tmp_path)
+    changes = ["ppo.mesh.data was 8, is 2", "ppo.accumulate was 1, is 4"]
+    assert noted["event"] == SETTINGS_CHANGED and noted["changes"] == changes
+    assert noted["config"] == file_hash(tmp_path / "config.json")
+    assert f"goes on with other settings: {'; '.join(changes)}" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"\(ppo.conventions.average_over was 'minibatch'"):
+        computed(tmp_path, 1, accumulate=4, averaged="micro_batch")
+
+
+def test_micro_batches_that_are_averaged_over_may_not_change(tmp_path):
+    computed(tmp_path, 8, averaged="micro_batch")
+    with pytest.raises(ConfigError, match=r"\(ppo.accumulate was 1, is 2\)"):
+        computed(tmp_path, 4, accumulate=2, averaged="micro_batch")
+    assert read_events(tmp_path) == []
+
+
+def test_a_finished_run_keeps_the_mesh_that_it_had(tmp_path):
+    mark_done(computed(tmp_path, 8), {})
+    computed(tmp_path, 1)
+    assert json.loads((tmp_path / "config.json").read_text())["ppo"]["mesh"]["data"] == 8
+    assert read_events(tmp_path) == []
 
 
 def test_the_environment_is_noted_at_every_start_without_secrets(tmp_path, monkeypatch):

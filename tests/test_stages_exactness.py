@@ -5,18 +5,19 @@ import gc
 import json
 import shutil
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGTERM
 
 import jax
 import numpy as np
 import pytest
 import stage_driver
 import tiny
-from test_stages_resume import arrays, assert_same_run
+from test_stages_resume import CACHE, arrays, assert_same_run
 
 from gptjax.config import ConfigError, to_json
 from gptjax.data.corpora import read_documents
 from gptjax.data.tokenizers import Tokenizer
+from gptjax.errors import RESUBMIT
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.lora import LoraConfig, LoraDefinition
 from gptjax.runs import mark_done, open_run
@@ -27,6 +28,7 @@ from gptjax.stages.ppo import prepare
 from gptjax.stages.ppo_iteration import DIGESTS
 from gptjax.stages.replay import read_run, replay
 from gptjax.stages.tracking import TrackingConfig
+from gptjax.training.interventions import intervene
 from gptjax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -69,9 +71,7 @@ class Runs:
         self.adapted = dataclasses.replace(self.config, lora=LORA, ptx_coef=0.0)
 
     def run(self, name, *, expect=0, die=None, config=None):
-        process = stage_driver.start(
-            to_json(config or self.config), self.root / name, self.root / "cache", die
-        )
+        process = stage_driver.start(to_json(config or self.config), self.root / name, CACHE, die)
         process.join()
         assert process.exitcode == expect, self.log(name)[-3000:]
         return self.root / name
@@ -80,7 +80,7 @@ class Runs:
         """Exit code of `gptjax replay`, and what it printed."""
         before = len(self.log(name))
         arguments = ["replay", str(self.root / name), "--step", str(step)]
-        process = stage_driver.command(arguments, self.root / name, self.root / "cache")
+        process = stage_driver.command(arguments, self.root / name, CACHE)
         process.join()
         return process.exitcode, self.log(name)[before:]
 
@@ -135,6 +135,19 @@ def test_a_logged_step_is_replayed(runs, whole, step, start):
     assert f"from step {start}, {step - start} to run" in printed
     assert f"step {step} of {step} is equal (digest/rollout, digest/experience" in printed
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.fault(name="rewind")
+def test_an_iteration_that_is_left_out_changes_nothing_but_the_count(runs):
+    """Of PPO a batch is an iteration's prompts: nothing is drawn for them."""
+    folder = runs.run("left_out", die=("metrics", 2, SIGTERM), expect=RESUBMIT)
+    intervene(folder, 2, "4:5")
+    assert runs.run("left_out") == folder
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "left_out" in row] == [4] and "digest/rollout" not in rows[3]
+    code, printed = runs.replay("left_out", 5)
+    assert code == 0 and "from step 4, 1 to run" in printed, printed
 
 
 @pytest.mark.slow

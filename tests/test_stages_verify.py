@@ -11,7 +11,7 @@ from gptjax import cli
 from gptjax.stages import pretrain
 from gptjax.stages.road import stage_configs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault(name="damage")]
 
 
 @pytest.fixture(scope="module")

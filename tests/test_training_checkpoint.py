@@ -67,6 +67,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, mesh):
     reader.close()
 
 
+@pytest.mark.fault(name="reshard")
 def test_a_state_comes_back_on_another_mesh(tmp_path, mesh):
     state = train_state(mesh)
     write(tmp_path, state)
@@ -79,6 +80,7 @@ def test_a_state_comes_back_on_another_mesh(tmp_path, mesh):
     assert restored.params["w"].addressable_shards[0].data.shape == (1, 4)
 
 
+@pytest.mark.fault(name="reshard")
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", ["stage", "sequence"])
 def test_a_model_comes_back_on_stages_and_sequences(tmp_path, mesh, axis):
@@ -187,10 +189,11 @@ def two_saves(tmp_path, mesh):
     return tmp_path / "saves", states
 
 
-# Orbax writes these two when it commits; of them only the structure matters.
+# Orbax writes these two when it commits, after the seal.
 COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
+@pytest.mark.fault(name="damage")
 @pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove])
 def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(two_saves, tmp_path, damage, capsys):
     """Each file of the newest checkpoint in turn; the folder is made anew for each."""
@@ -212,6 +215,7 @@ def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(two_saves
         reader.close()
 
 
+@pytest.mark.fault(name="damage")
 @pytest.mark.parametrize("seed", range(4))
 def test_flipped_bits_in_files_too_large_to_hash_are_found_in_the_arrays(tmp_path, mesh, monkeypatch, seed):
     """Not a bit of a wrong array comes back: the flip is found, or it changed nothing."""
@@ -237,6 +241,27 @@ def test_flipped_bits_in_files_too_large_to_hash_are_found_in_the_arrays(tmp_pat
     assert found > 0
 
 
+@pytest.mark.fault(name="damage")
+def test_a_flipped_bit_in_what_is_not_sealed_is_found_or_changes_nothing(two_saves):
+    folder, states = two_saves
+    rng, like = np.random.default_rng(0), train_state(make_mesh(MeshConfig()), seed=3)
+    for name in COMMITTED:
+        path = folder / "2" / name
+        sound = path.read_bytes()
+        for place in rng.integers(0, len(sound), 12):
+            flipped = bytearray(sound)
+            flipped[place] ^= 1 << rng.integers(8)
+            path.write_bytes(flipped)
+            reader = Checkpoints(folder, IDENTITY)
+            try:
+                assert_same_bits(reader.restore(2, like), states[1])
+            except integrity.DamagedCheckpoint as error:
+                assert name in str(error)
+            reader.close()
+        path.write_bytes(sound)
+
+
+@pytest.mark.fault(name="damage")
 def test_a_wrong_bit_in_an_array_is_named(tmp_path, mesh):
     write(tmp_path, train_state(mesh))
     file = tmp_path / "7" / integrity.FILE
@@ -252,6 +277,7 @@ def test_a_wrong_bit_in_an_array_is_named(tmp_path, mesh):
     reader.close()
 
 
+@pytest.mark.fault(name="reshard")
 def test_the_digests_do_not_depend_on_the_mesh(tmp_path):
     """Saved on 8 devices, restored and saved again on 4 x 2, on 2 and on 1: the same numbers are stored."""
     meshes = [{"fsdp": 8}, {"data": 4, "fsdp": 2}, {"fsdp": 2}, {}]
@@ -297,6 +323,7 @@ class Disk:
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=self.free))
 
 
+@pytest.mark.fault(name="disk")
 def test_without_room_nothing_is_written_and_the_second_time_is_the_last(tmp_path, mesh, monkeypatch, capsys):
     disk, state, notices = Disk(monkeypatch), train_state(mesh), []
     writer = Checkpoints(
@@ -324,6 +351,7 @@ def test_without_room_nothing_is_written_and_the_second_time_is_the_last(tmp_pat
     reader.close()
 
 
+@pytest.mark.fault(name="disk")
 def test_a_write_that_fails_is_noted_and_cleared_away(tmp_path, mesh, monkeypatch):
     """It fails in the background, as a disk that fills up does."""
     writer, state = Checkpoints(tmp_path, IDENTITY), train_state(mesh)

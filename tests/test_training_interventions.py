@@ -13,6 +13,8 @@ from gptjax.training.events import read_events
 from gptjax.training.interventions import FILE, batches_left_out, intervene, unfinished_stage
 from gptjax.training.step import make_train_step
 
+pytestmark = pytest.mark.fault(name="rewind")
+
 
 @pytest.fixture(scope="module")
 def step():

@@ -100,6 +100,7 @@ def test_every_step_is_logged_once(uninterrupted):
     assert {"stage", "noise", "gradient_norm", "skipped"} <= set(rows[0])
 
 
+@pytest.mark.fault(name="sigterm")
 @pytest.mark.parametrize("number", [1, 3, 9])
 def test_sigterm_saves_and_the_resumed_run_is_the_same(tmp_path, step, uninterrupted, capsys, number):
     """Also at the last step: whatever would follow the loop must not start after the signal."""
@@ -113,6 +114,7 @@ def test_sigterm_saves_and_the_resumed_run_is_the_same(tmp_path, step, uninterru
     assert f"fit: resumed at step {number} of 9" in capsys.readouterr().out
 
 
+@pytest.mark.fault(name="kill")
 def test_a_crash_resumes_from_the_last_checkpoint(tmp_path, step, uninterrupted):
     def crashing(index):
         if index == 6:
@@ -133,6 +135,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, step, uninterrupted):
     assert_same_run(again, tmp_path, uninterrupted)
 
 
+@pytest.mark.fault(name="nan")
 def test_three_bad_steps_in_a_row_stop_the_run(tmp_path, step):
     with pytest.raises(
         TrainingStopped, match="fit stopped at step 6: .* not finite 3 times in a row"
@@ -142,6 +145,7 @@ def test_three_bad_steps_in_a_row_stop_the_run(tmp_path, step):
     assert [row["skipped"] for row in lines(tmp_path)] == [0, 0, 0, 1, 2, 3]
 
 
+@pytest.mark.fault(name="nan")
 def test_two_bad_steps_do_not(tmp_path, step):
     state = train(tmp_path, step, poisoned_at(3, 4, 6, 7))
     assert int(state.step) == 9
@@ -157,6 +161,7 @@ def test_evaluation_joins_the_metrics_of_its_steps(tmp_path, step):
     assert heldout == {4: 40, 8: 80, 9: 90}
 
 
+@pytest.mark.fault(name="nan")
 def test_skipped_steps_are_noted_with_their_batches(tmp_path, step, capsys):
     with pytest.raises(TrainingStopped, match=r"such as --rewind-to 3 --skip-batches 4:7"):
         train(tmp_path, step, poisoned_at(2, 4, 5, 6))
@@ -179,6 +184,7 @@ def test_events_say_where_the_time_went(tmp_path, step):
     assert last["seconds"]["saving"] > 0 and last["seconds"]["starting"] > 0 and last["seconds"]["down"] > 0
 
 
+@pytest.mark.fault(name="disk")
 def test_two_failed_saves_stop_the_run_and_the_next_start_goes_on(tmp_path, step, monkeypatch, uninterrupted):
     """The disk is full from step 5 on."""
     enough = Checkpoints.save
@@ -197,6 +203,7 @@ def test_two_failed_saves_stop_the_run_and_the_next_start_goes_on(tmp_path, step
     assert_same_run(train(tmp_path, step, save_every=2), tmp_path, uninterrupted)
 
 
+@pytest.mark.fault(name="disk")
 def test_a_last_checkpoint_that_fails_is_tried_again_at_once(tmp_path, step, monkeypatch, uninterrupted):
     tried, enough = [], Checkpoints.save
 
@@ -213,6 +220,7 @@ def test_a_last_checkpoint_that_fails_is_tried_again_at_once(tmp_path, step, mon
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["8", "9"]
 
 
+@pytest.mark.fault(name="damage")
 def test_a_damaged_checkpoint_costs_one_interval(tmp_path, step, capsys, uninterrupted):
     with pytest.raises(SystemExit):
         train(tmp_path, step, terminated_at(6))

@@ -14,6 +14,8 @@ from gptjax.training.step import TrainState, make_train_step
 WINDOW = 8
 CONFIG = OptimizerConfig(learning_rate=0.01, spikes=SpikeConfig(window=WINDOW, deviations=6.0))
 
+pytestmark = pytest.mark.fault(name="nan")
+
 
 @pytest.fixture(scope="module")
 def setup():

@@ -120,6 +120,7 @@ def test_metrics_of_a_step_by_hand(regression):
     assert float(metrics["skipped"]) == 0
 
 
+@pytest.mark.fault(name="nan")
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38], ids=["nan", "inf", "overflowing gradient"])
 def test_a_batch_that_is_not_finite_leaves_no_trace(regression, value):
     """Parameters, moments and the schedule's count equal those of a run without the batch, bit for bit."""
@@ -134,6 +135,7 @@ def test_a_batch_that_is_not_finite_leaves_no_trace(regression, value):
     assert np.abs(np.asarray(without.params["w"]) - start).max() > 0.01
 
 
+@pytest.mark.fault(name="nan")
 def test_skips_in_a_row_are_counted(regression):
     bad = poisoned(regression_batch(0))
     _, history = run(regression, [bad, bad, regression_batch(1), bad])

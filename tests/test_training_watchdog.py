@@ -9,6 +9,8 @@ import pytest
 
 from gptjax.training.watchdog import Watchdog, linger_of
 
+pytestmark = pytest.mark.fault(name="hang")
+
 
 def watched(tmp_path, at_least=0.2, elsewhere=60.0):
     """(watchdog, list that gets the exit code)."""

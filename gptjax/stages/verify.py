@@ -11,7 +11,7 @@ from gptjax.errors import UserError
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages.handover import TOKENIZERS, load_model, load_tokenizer, parameter_digest
 from gptjax.training.checkpoint import Checkpoints
-from gptjax.training.events import read_events
+from gptjax.training.events import SETTINGS_CHANGED, read_events
 from gptjax.training.integrity import DamagedCheckpoint, file_hash
 from gptjax.training.metrics import read_metrics
 
@@ -66,8 +66,9 @@ def _metrics(folder: Path) -> Iterator[Finding]:
 
 def _checkpoints(folder: Path, config) -> Iterator[Finding]:
     tokenizer, place = _tokenizer_hash(folder, config)
-    # A start may accept that paths differ; it has noted which configuration it accepted.
-    accepted = [event["config"] for event in read_events(folder) if event["event"] == "start"]
+    # A start may accept that paths or the mesh differ; it has noted which configuration it accepted.
+    noted = ("start", SETTINGS_CHANGED)
+    accepted = [event["config"] for event in read_events(folder) if event["event"] in noted]
     if accepted:
         same = accepted[-1] == file_hash(folder / "config.json")
         yield same, f"config.json {'is' if same else 'is not'} that of the last start"

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 FILE = "events.jsonl"
+SETTINGS_CHANGED = "settings changed"
 
 
 class EventLog:

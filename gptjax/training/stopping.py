@@ -1,5 +1,7 @@
 """How a run leaves: told by SIGTERM, with a checkpoint; or after an error nobody foresaw."""
 
+import ctypes
+import errno
 import os
 import signal
 import sys
@@ -7,45 +9,54 @@ import traceback
 
 import jax
 
-from gptjax.errors import INTERNAL, RESUBMIT
+from gptjax.errors import DISK, INTERNAL, RESUBMIT
+
+_sigaction = ctypes.CDLL(None).sigaction
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
 class StopSignal:
-    """Notes SIGTERM so that the loop can save first; a second one leaves at once.
+    """Notes SIGTERM so that the loop can save first; a second one to the same process leaves at once.
 
-    Of several processes one may be told. JAX's coordination service has its own handler then, which is left
-    in place: it passes the notice on and picks the next step that none has reached yet. From that step on,
-    while the processes save, a second signal leaves at once.
+    Of several processes one may be told. JAX's coordination service has a handler of its own then, which is
+    called as well: it passes the notice on and picks the next step that none has reached yet.
     """
 
     def __init__(self):
-        self._received = False
-        self._previous = None
+        self._told = self._agreed = False
 
     def __enter__(self):
-        if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._handle)
+        self._service = _handler_in_c() if jax.process_count() > 1 else None
+        self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, *_):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        signal.signal(signal.SIGTERM, self._previous)
+        if self._service:
+            _sigaction(signal.SIGTERM, self._service, None)
 
     def asked(self, step: int) -> bool:
         """Says whether to stop after this step; with several processes, call it once at every step."""
         if jax.process_count() == 1:
-            return self._received
+            return self._told
         from jax.experimental import multihost_utils
 
-        if multihost_utils.reached_preemption_sync_point(step):
-            self._received = True
-            signal.signal(signal.SIGTERM, self._handle)
-        return self._received
+        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(step)
+        return self._agreed
 
-    def _handle(self, *_):
-        if self._received:
+    def _handle(self, number, _):
+        if self._told:
             os._exit(RESUBMIT)
-        self._received = True
+        self._told = True
+        if self._service:
+            _FUNCTION.from_buffer(self._service)(number)
+
+
+def _handler_in_c() -> ctypes.Array:
+    """C's `struct sigaction` of SIGTERM, whose first member is the handler; Python knows only its own."""
+    found = ctypes.create_string_buffer(256)
+    _sigaction(signal.SIGTERM, None, found)
+    return found
 
 
 def leave_after(error: Exception) -> int:
@@ -55,9 +66,13 @@ def leave_after(error: Exception) -> int:
     fails here, and the code says to run the same command again.
     """
     traceback.print_exception(error)
+    code = INTERNAL
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code = DISK
+        print("error: the disk is full: make room there and run the same command again", file=sys.stderr)
     if jax.process_count() == 1:
-        return INTERNAL
+        return code
     collective = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(RESUBMIT if collective else INTERNAL)
+    os._exit(RESUBMIT if collective else code)
