@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "experiments/colab.ipynb"
+NOTEBOOK = ROOT / "notebooks/colab.ipynb"
 CELLS = [
     "".join(cell["source"])
     for cell in json.loads(NOTEBOOK.read_text())["cells"]
@@ -25,11 +25,11 @@ for number, cell in enumerate([cell for cell in cells if cell["cell_type"] == "c
 """
 
 
-def run(folder, *, environment=(), before=""):
+def run(folder, *, environment=(), before="", notebook=NOTEBOOK, start=NOTEBOOK.parent):
     settings = {"MPLBACKEND": "agg", "NOTEBOOK_STEPS": "4", "NOTEBOOK_RUN": str(folder / "run")}
     return subprocess.run(
-        [sys.executable, "-c", before + RUNNER, NOTEBOOK],
-        cwd=ROOT / "experiments",  # as it lies in a checkout
+        [sys.executable, "-c", before + RUNNER, notebook],
+        cwd=start,  # as it lies in a checkout
         env=os.environ | settings | dict(environment),
         capture_output=True,
         text=True,
@@ -56,6 +56,45 @@ def test_jax_is_installed_before_it_is_imported():
 def test_an_imported_jax_is_refused(tmp_path):
     done = run(tmp_path, before="import sys; sys.modules['jax'] = sys\n")
     assert done.returncode and "JAX is imported already: restart the session" in done.stderr
+
+
+def first_cell(folder, repository):
+    """The notebook's first cell, its field filled in, run in a folder that is no checkout."""
+    cell = CELLS[0].replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}")
+    assert repository in cell and "# @param" in cell
+    told = "\nimport gptjax; print('from', gptjax.__file__, 'in', Path.cwd())"
+    cells = [{"cell_type": "code", "source": [cell + told]}]
+    (folder / "first.ipynb").write_text(json.dumps({"cells": cells}))
+    return run(folder, notebook=folder / "first.ipynb", start=folder)
+
+
+def test_without_a_checkout_the_repository_is_cloned(tmp_path):
+    pytest.importorskip("chatterbot_corpus", reason="the cell would install chatterbot-corpus (gptjax[data])")
+    pytest.importorskip("matplotlib", reason="the cell would install matplotlib (gptjax[report])")
+    repository, start = tmp_path / "origin", tmp_path / "content"
+    (repository / "gptjax").mkdir(parents=True)
+    for name in ("__init__.py", "cli.py"):
+        (repository / "gptjax" / name).touch()
+    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for words in (["init"], ["add", "."], [*author, "commit", "-m", "A"]):
+        subprocess.run(["git", *words], cwd=repository, check=True, capture_output=True)
+    start.mkdir()
+    for _ in range(2):  # run again, it uses what it cloned
+        done = first_cell(start, repository.as_uri())
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"from {start}/gptjax/gptjax/__init__.py in {start}/gptjax" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("repository", "sentence"),
+    [
+        ("", "REPOSITORY is empty and this is no checkout: write the address of the repository"),
+        ("file:///nowhere", "file:///nowhere cannot be cloned: write another address into REPOSITORY"),
+    ],
+)
+def test_an_address_that_is_missing_or_wrong_is_said_so(tmp_path, repository, sentence):
+    done = first_cell(tmp_path, repository)
+    assert done.returncode and sentence in done.stderr
 
 
 @pytest.mark.slow

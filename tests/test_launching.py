@@ -57,14 +57,10 @@ def cloud(tmp_path, monkeypatch):
     monkeypatch.chdir(checkout)
     git("init", "--quiet")
     commit("a commit")
-    for name in ("gcloud", "sbatch", "srun", "squeue", "sacct", "scancel", "scontrol"):
-        file = ROOT / "tests" / ("fake_gcloud.py" if name == "gcloud" else "fake_slurm.py")
-        program(fake / name, f"#!{sys.executable} -SI\n{file.read_text()}")
-    for name in ("xpk", "kubectl"):
-        say = f"import json, sys; open({str(tmp_path)!r} + '/cloud/calls.jsonl', 'a').write("
-        program(
-            fake / name, f"#!{sys.executable} -SI\n{say}json.dumps([{name!r}, *sys.argv[1:]]) + chr(10))\n"
-        )
+    slurm_programs = dict.fromkeys(("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol"), "slurm")
+    for name, stand_in in {"gcloud": "gcloud", "xpk": "xpk", "kubectl": "xpk", **slurm_programs}.items():
+        text = (ROOT / f"tests/fake_{stand_in}.py").read_text()
+        program(fake / name, f"#!{sys.executable} -SI\n{text}")
     program(
         fake / "gcsfuse",
         '#!/bin/bash\nrmdir "$3"; mkdir -p "$FAKE_CLOUD/buckets/$2"; ln -s "$FAKE_CLOUD/buckets/$2" "$3"',
@@ -298,21 +294,13 @@ def test_a_refused_job_is_said_so(cloud, capfd):
     assert "sbatch refused .launch/demo/job.sh: invalid partition" in capfd.readouterr().err
 
 
+XPK = ("xpk", "--name", "demo", "--cluster", "c1", "--zone", "z1", "--type", "v5litepod-256", "--slices", "2")
+
+
 def test_a_workload_is_created_followed_and_waited_for(cloud):
-    words = (
-        "xpk",
-        "--name",
-        "demo",
-        "--cluster",
-        "c1",
-        "--type",
-        "v5litepod-256",
-        "--slices",
-        "2",
-        "--runs",
-        "/runs",
-    )
-    assert main([*words, "--zone", "z1", "--", "gptjax", "train", "a b.py"]) == 0
+    runs = cloud / "all runs"
+    runs.mkdir()
+    assert main([*XPK, "--runs", str(runs), "--", "bash", "run.sh", "0", "a b.py"]) == 0
     create, follow, wait = calls(cloud)
     where = ["--cluster=c1", "--zone=z1"]
     assert create[:3] == ["xpk", "workload", "create"] and create[3:5] == where
@@ -327,7 +315,7 @@ def test_a_workload_is_created_followed_and_waited_for(cloud):
         "--max-restarts=50",
         "--restart-on-exit-codes=75",
         "--termination-grace-period-seconds=300",
-        f"--command=ln -sfn /runs runs && exec {run} -- gptjax train 'a b.py'",
+        f"--command=ln -sfn '{runs}' runs && exec {run} -- bash run.sh 0 'a b.py'",
     ]
     assert follow[:3] == ["kubectl", "logs", "--follow"] and "jobset-name=demo" in follow[-1]
     assert wait == ["xpk", "workload", "list", *where, "--wait-for-job-completion", "demo"]
@@ -338,6 +326,22 @@ def test_a_workload_is_created_followed_and_waited_for(cloud):
         ["xpk", "workload", "list", *where, "--filter-by-job=demo"],
         ["xpk", "workload", "delete", *where, "--workload=demo", "--force"],
     ]
+
+
+def test_the_command_of_a_workload_starts_in_the_image_and_again_after_75(cloud, capfd):
+    (cloud / "runs").mkdir()
+    words = [*XPK, "--runs", str(cloud / "runs"), "--", "bash", "run.sh"]
+    assert main([*words, "75 75 0"]) == 0
+    shown = capfd.readouterr().out
+    assert f"tpu at {git('rev-parse', '--short=12', 'HEAD')}, GPTJAX_DISTRIBUTED=1" in shown
+    assert shown.index("host 0 works, attempt 1") < shown.index("host 0 works, attempt 3")
+    assert (cloud / "runs/attempts-0").read_text() == "3\n", "runs/ is the cluster's storage"
+
+
+def test_a_workload_that_fails_is_not_started_again(cloud):
+    (cloud / "runs").mkdir()
+    assert main([*XPK, "--runs", str(cloud / "runs"), "--", "bash", "run.sh", "64 0"]) != 0
+    assert (cloud / "runs/attempts-0").read_text() == "1\n" and (cloud / "code").read_text() == "64"
 
 
 @pytest.mark.parametrize(

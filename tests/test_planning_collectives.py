@@ -48,8 +48,16 @@ to_apply=%add
   ROOT %less = pred[] custom-call(%p), custom_call_target="unknown"
 }
 
+%all-reduce-scatter.1 (x: f32[12]) -> f32[6] {
+  %x = f32[12]{0} parameter(0)
+  %summed = f32[12]{0} all-reduce(%x), replica_groups=[4,2]<=[8], to_apply=%add
+  %place = u32[] partition-id()
+  ROOT %cut = f32[6]{0} dynamic-slice(%summed, %place), dynamic_slice_sizes={6}
+}
+
 ENTRY %main (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
+  %scattered = f32[6]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
   %loop = (s32[], f32[16]{0}) while(%x), condition=%outer_condition, body=%outer_body, \
 backend_config={"known_trip_count":{"n":"3"}}
   %sums = (f32[10]{0}, f32[6]{0}) all-reduce(%x, %x), replica_groups=[1,8]<=[8], to_apply=%add
@@ -71,7 +79,7 @@ def test_kinds_axes_bytes_and_turns_by_hand():
     assert unknown == 0
     assert {(c.kind, c.axes): (c.devices, c.places, c.calls, c.bytes) for c in found} == {
         ("all-gather", ("fsdp",)): (4, 1, 3 * 5, 15 * 16 * 2 * 2),
-        ("reduce-scatter", ("tensor",)): (2, 1, 3, 3 * 8 * 4 * 2),
+        ("reduce-scatter", ("tensor",)): (2, 2, 3 + 1, 3 * 8 * 4 * 2 + 12 * 4),
         ("all-reduce", ("fsdp", "tensor")): (8, 1, 1, (10 + 6) * 4),
         ("all-gather", ("fsdp", "tensor")): (8, 1, 1, 32 * 4),
         ("collective-permute", ("fsdp",)): (2, 1, 1, 7 * 4),

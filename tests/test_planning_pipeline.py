@@ -104,8 +104,22 @@ def test_what_positions_and_stages_save():
 
 
 def test_layers_as_many_as_heads_are_not_split_over_tensor():
-    whole, split = (kinds(pretraining(MeshConfig(tensor=n)), remat="full") for n in (1, 2))
+    """23 positions do not divide, so that nothing of a layer is: as many layers as heads tell nothing."""
+    whole, split = (kinds(pretraining(MeshConfig(tensor=n), length=L - 1), remat="full") for n in (1, 2))
     assert split["activations"] == whole["activations"]
+
+
+@pytest.mark.parametrize(("remat", "gathered"), [("full", 0), ("none", 2)])
+def test_the_residual_stream_is_split_over_tensor(remat, gathered):
+    """Between sublayers everything is; the gathered states that enter a layer's maps stay whole."""
+    whole, two, four = (
+        kinds(pretraining(MeshConfig(tensor=n)), remat=remat)["activations"] for n in (1, 2, 4)
+    )
+    rows = B // M * L * D * 4
+    # Whole on each device too: the gradient of the last hidden states, and what has no axis of the width.
+    staying = whole - 2 * (whole - two)
+    assert whole - two == 2 * (two - four)
+    assert (1 + gathered * N) * rows <= staying < (2 + gathered * N) * rows
 
 
 def offered(config) -> dict[str, list[MeshConfig]]:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from gptjax.models.attention import Attention
 from gptjax.models.layers import LayerNorm, Linear, RMSNorm, dropout
-from gptjax.sharding.rules import constrain
+from gptjax.sharding.rules import between_sublayers, into_sublayer, out_of_sublayer
 
 
 class BlockConfig(Protocol):
@@ -145,14 +145,14 @@ class Block(nnx.Module):
     def __call__(self, x_BxLxD, mask, rotation=None, cache=None, slot=None, key=None, band=None):
         """One layer, arguments as `Attention`'s; returns (float32 `[B, L, D]`, the longer cache or None)."""
         keys = (None, None) if key is None else jax.random.split(key)
-        entering = before(self.norm_place, self.attention_norm, x_BxLxD)
+        entering = into_sublayer(before(self.norm_place, self.attention_norm, x_BxLxD))
         attended, cache = self.attention(entering, mask, rotation, cache, slot, band=band)
-        x_BxLxD = self.residual_scale * x_BxLxD + dropout(attended, self.dropout, keys[0])
-        x_BxLxD = after(self.norm_place, self.attention_norm, x_BxLxD)
-        mapped = self.mlp(before(self.norm_place, self.mlp_norm, x_BxLxD))
-        x_BxLxD = self.residual_scale * x_BxLxD + dropout(mapped, self.dropout, keys[1])
-        x_BxLxD = after(self.norm_place, self.mlp_norm, x_BxLxD)
-        return constrain(x_BxLxD, ("batch", "length", None)), cache
+        attended = dropout(out_of_sublayer(attended), self.dropout, keys[0])
+        x_BxLxD = after(self.norm_place, self.attention_norm, self.residual_scale * x_BxLxD + attended)
+        mapped = self.mlp(into_sublayer(before(self.norm_place, self.mlp_norm, x_BxLxD)))
+        mapped = dropout(out_of_sublayer(mapped), self.dropout, keys[1])
+        x_BxLxD = after(self.norm_place, self.mlp_norm, self.residual_scale * x_BxLxD + mapped)
+        return between_sublayers(x_BxLxD), cache
 
 
 def before(norm_place: str, norm: Callable, x: jax.Array) -> jax.Array:

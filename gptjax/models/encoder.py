@@ -14,7 +14,7 @@ from gptjax.models.attention import segment_mask
 from gptjax.models.block import Block, Derived, make_norm, run_stack, stack
 from gptjax.models.layers import dropout, normal_param
 from gptjax.ranges import BelowOne, Count, NonNegative, Positive
-from gptjax.sharding.rules import constrain
+from gptjax.sharding.rules import between_sublayers, constrain, into_sublayer
 
 
 @configclass
@@ -108,7 +108,8 @@ class Encoder(nnx.Module):
             return block(x, mask, key=layer_key)[0]
 
         layer_keys = None if keys is None else keys[:-1]
-        return run_stack(self.blocks, x_BxLxD, layer_keys, layer, loop=c.loop, remat=c.remat)
+        x_BxLxD = run_stack(self.blocks, x_BxLxD, layer_keys, layer, loop=c.loop, remat=c.remat)
+        return into_sublayer(x_BxLxD)
 
     def _embed(self, tokens_BxL, token_types, positions):
         if positions is None:
@@ -118,4 +119,4 @@ class Encoder(nnx.Module):
         # Whole along the width for the lookup, as in `Decoder`.
         x_BxLxD = constrain(self.embedding[...], ("vocab", None))[tokens_BxL]
         x_BxLxD = x_BxLxD + self.positions[...][positions] + self.token_types[...][token_types]
-        return constrain(self.embedding_norm(x_BxLxD), ("batch", "length", None))
+        return self.embedding_norm(between_sublayers(constrain(x_BxLxD, ("batch", "length", None))))

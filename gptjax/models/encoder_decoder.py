@@ -18,7 +18,7 @@ from gptjax.models.layers import dropout, normal_param
 from gptjax.models.matmul import tied_logits
 from gptjax.models.sinusoids import sinusoids
 from gptjax.ranges import BelowOne, Count, Positive
-from gptjax.sharding.rules import constrain
+from gptjax.sharding.rules import between_sublayers, constrain, into_sublayer, out_of_sublayer
 
 
 @configclass
@@ -96,12 +96,14 @@ class CrossBlock(nnx.Module):
             (float32 `[B, L, D]`, the extended cache or None).
         """
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        attended, cache = self.attention(x_BxLxD, mask, cache=cache, slot=slot)
-        x_BxLxD = self.attention_norm(x_BxLxD + dropout(attended, self.dropout, keys[0]))
-        crossed, _ = self.cross_attention(x_BxLxD, memory_mask, memory=memory)
-        x_BxLxD = self.cross_norm(x_BxLxD + dropout(crossed, self.dropout, keys[1]))
-        x_BxLxD = self.mlp_norm(x_BxLxD + dropout(self.mlp(x_BxLxD), self.dropout, keys[2]))
-        return constrain(x_BxLxD, ("batch", "length", None)), cache
+        attended, cache = self.attention(into_sublayer(x_BxLxD), mask, cache=cache, slot=slot)
+        attended = dropout(out_of_sublayer(attended), self.dropout, keys[0])
+        x_BxLxD = self.attention_norm(x_BxLxD + attended)
+        crossed, _ = self.cross_attention(into_sublayer(x_BxLxD), memory_mask, memory=memory)
+        crossed = dropout(out_of_sublayer(crossed), self.dropout, keys[1])
+        x_BxLxD = self.cross_norm(x_BxLxD + crossed)
+        mapped = dropout(out_of_sublayer(self.mlp(into_sublayer(x_BxLxD))), self.dropout, keys[2])
+        return between_sublayers(self.mlp_norm(x_BxLxD + mapped)), cache
 
 
 class EncoderDecoder(nnx.Module):
@@ -225,6 +227,7 @@ class EncoderDecoder(nnx.Module):
         # Whole along the width for the lookup, as in `Decoder`.
         x_BxLxD = constrain(self.embedding[...], ("vocab", None))[tokens_BxL] * c.width**0.5
         x_BxLxD = constrain(x_BxLxD + sinusoids(positions, c.width), ("batch", "length", None))
+        x_BxLxD = between_sublayers(x_BxLxD)
         return dropout(x_BxLxD, c.dropout, None if keys is None else keys[-1])
 
     def _keys(self, key):
@@ -232,7 +235,7 @@ class EncoderDecoder(nnx.Module):
 
     def _run(self, blocks, x_BxLxD, keys, layer):
         c, layer_keys = self.config, None if keys is None else keys[:-1]
-        return run_stack(blocks, x_BxLxD, layer_keys, layer, loop=c.loop, remat=c.remat)
+        return into_sublayer(run_stack(blocks, x_BxLxD, layer_keys, layer, loop=c.loop, remat=c.remat))
 
     @staticmethod
     def _memory_mask(targets_BxL, memory_BxSxD, segment_ids, source_segment_ids):

@@ -18,7 +18,7 @@ from gptjax.models.layers import dropout, normal_param
 from gptjax.models.matmul import tied_logits
 from gptjax.models.rotary import rotary_angles, rotary_angles_2d
 from gptjax.ranges import AboveZero, BelowOne, Count, NonNegative, Positive
-from gptjax.sharding.rules import constrain
+from gptjax.sharding.rules import between_sublayers, constrain, into_sublayer
 
 
 @configclass
@@ -213,9 +213,8 @@ class GLM(nnx.Module):
         if self.positions is not None:
             x_BxLxD = x_BxLxD + self.positions[...][positions_BxLx2[..., 0]]
             x_BxLxD = x_BxLxD + self.block_positions[...][positions_BxLx2[..., 1]]
-        if self.config.deep_norm:
-            x_BxLxD = self.norm(x_BxLxD)
-        return constrain(x_BxLxD, ("batch", "length", None))
+        x_BxLxD = between_sublayers(constrain(x_BxLxD, ("batch", "length", None)))
+        return self.norm(x_BxLxD) if self.config.deep_norm else x_BxLxD
 
     def _rotation(self, positions_BxLx2):
         c, theta = self.config, 10_000.0
@@ -226,4 +225,4 @@ class GLM(nnx.Module):
         return None
 
     def _last_norm(self, x_BxLxD):
-        return x_BxLxD if self.config.deep_norm else self.norm(x_BxLxD)
+        return into_sublayer(x_BxLxD if self.config.deep_norm else self.norm(x_BxLxD))

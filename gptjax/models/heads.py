@@ -14,6 +14,7 @@ from gptjax.models.encoder import Encoder, EncoderConfig
 from gptjax.models.layers import Linear, constant_param, normal_param
 from gptjax.models.matmul import matmul, tied_logits
 from gptjax.models.transformer import Decoder, DecoderConfig
+from gptjax.sharding.rules import constrain
 
 
 class LanguageModel(nnx.Module):
@@ -108,7 +109,10 @@ class MaskedLanguageModel(nnx.Module):
 
         Only the masked positions need them: gather those first.
         """
-        x = self.transform_norm(activate(self.transform(hidden), self.config.activation))
+        x = activate(self.transform(hidden), self.config.activation)
+        # The norm needs whole vectors. Left to itself the partitioner splits them over `tensor`, and on data
+        # x fsdp x tensor the gradient is then wrong.
+        x = self.transform_norm(constrain(x, ("batch", *(None,) * (x.ndim - 1))))
         logits = tied_logits(x, self.encoder.embedding[...], self.config.compute_dtype)
         return logits + self.output_bias[...]
 

@@ -17,7 +17,7 @@ from gptjax.models.ring import CausalSegments
 from gptjax.models.rotary import RotaryScaling, rotary_angles
 from gptjax.ranges import BelowOne, Count, NonNegative, Positive
 from gptjax.sharding.pipeline import BY_POSITION, WHOLE, from_microbatches, pipeline, to_microbatches
-from gptjax.sharding.rules import axis_devices, constrain
+from gptjax.sharding.rules import axis_devices, between_sublayers, constrain, into_sublayer
 
 
 @configclass
@@ -222,7 +222,7 @@ class Decoder(nnx.Module):
         x_BxLxD = constrain(self.embedding[...], ("vocab", None))[tokens_BxL]
         if self.positions is not None:
             x_BxLxD = x_BxLxD + self.positions[...][positions_BxL]
-        return constrain(x_BxLxD, ("batch", "length", None))
+        return between_sublayers(constrain(x_BxLxD, ("batch", "length", None)))
 
     def _rotation(self, positions_BxL):
         c = self.config
@@ -231,4 +231,4 @@ class Decoder(nnx.Module):
         return rotary_angles(positions_BxL, c.head_size, c.rotary_theta, c.rotary_scaling)
 
     def _last_norm(self, x_BxLxD):
-        return x_BxLxD if self.norm is None else self.norm(x_BxLxD)
+        return into_sublayer(x_BxLxD if self.norm is None else self.norm(x_BxLxD))

@@ -66,7 +66,9 @@ def read_collectives(text: str, axes: dict[str, int]) -> tuple[list[Collective],
         for line in lines if turns[name] else ():
             found = _collective(line, axes)
             if found is not None:
-                key, size = found
+                (kind, *place), size = found
+                # A TPU's program has a sum that is cut at once as a computation of its own.
+                key = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind, *place
                 places[key] += 1
                 calls[key] += turns[name]
                 sizes[key] += turns[name] * size

@@ -75,19 +75,28 @@ def activation_bytes(work: Work, training: Training) -> int:
 
     The residuals of `jax.vjp` for the device's own rows: what a third as many rows more add to two, so that
     parameters are not counted. A pipeline keeps those of every tick. Residuals with an axis of heads, of the
-    feed-forward width or of the vocabulary are split over `tensor`.
+    feed-forward width or of the vocabulary are split over `tensor`; where they divide, so are the positions
+    of the residual stream, but not of what was gathered for a sublayer's maps.
     """
     split, total = _split_sizes(training.model), 0
-    for (two, parts), (three, _) in zip(*(_residuals(work, training, n) for n in (2, 3)), strict=True):
+    width, tensor = training.model.width, work.mesh.tensor
+    for (two, parts, gathered), (three, *_) in zip(
+        *(_residuals(work, training, n) for n in (2, 3)), strict=True
+    ):
         longer = [i for i, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if a != b]
         if longer:  # after the axis of rows come those of a row
-            parts *= work.mesh.tensor if split & set(two.shape[longer[0] + 1 :]) else 1
+            of_row = two.shape[longer[0] + 1 :]
+            between = len(of_row) == 2 and of_row[1] == width and of_row[0] % tensor == 0 and not gathered
+            parts *= tensor if between or split & set(of_row) else 1
             total += (three.size - two.size) * two.dtype.itemsize // parts
     return total
 
 
 def _residuals(work: Work, training: Training, factor: int) -> list[tuple]:
-    """(shape, devices along `stage` and `sequence` that share it) of each, with so many times the rows."""
+    """(shape, devices along `stage` and `sequence` that share it, whether it was gathered) of each.
+
+    The rows are `factor` times those of a device.
+    """
 
     def local(leaf):
         share = max(1, leaf.shape[0] * training.local_rows // training.rows)
@@ -98,7 +107,7 @@ def _residuals(work: Work, training: Training, factor: int) -> list[tuple]:
         _, backward = jax.vjp(lambda p: training.loss(p, batch, totals, key, *extra)[0], params)
         return jax.tree.leaves(backward)
 
-    mesh = abstract_mesh(replace(work.mesh, data=1, fsdp=1, tensor=1))
+    mesh = abstract_mesh(replace(work.mesh, data=1, fsdp=1))
     batch, extra = jax.tree.map(local, training.batch), jax.tree.map(_anywhere, training.extra)
     with ambient(mesh):
         traced = jax.make_jaxpr(residuals)(training.params, batch, random_key(), *extra).jaxpr
@@ -109,7 +118,24 @@ def _residuals(work: Work, training: Training, factor: int) -> list[tuple]:
         if equation.primitive.name == "shard_map"
         for left, spec in zip(equation.outvars, equation.params["out_specs"], strict=True)
     }
-    return [(one.aval, parts.get(id(one), work.mesh.sequence)) for one in traced.outvars]
+    return [
+        (one.aval, parts.get(id(one), work.mesh.sequence), _gathered(traced, one)) for one in traced.outvars
+    ]
+
+
+def _gathered(traced, value) -> bool:
+    """Whether a value of a traced program comes of `into_sublayer`, perhaps in another precision."""
+    made = next((equation for equation in traced.eqns if value in equation.outvars), None)
+    if made is None:
+        return False
+    if made.primitive.name == "sharding_constraint":
+        return "tensor" not in jax.tree.leaves(tuple(made.params["sharding"].spec))
+    if made.primitive.name == "convert_element_type":
+        return _gathered(traced, made.invars[0])
+    if "jaxpr" not in made.params:  # of a loop, a pipeline or a nested program
+        return False
+    inner = getattr(made.params["jaxpr"], "jaxpr", made.params["jaxpr"])
+    return _gathered(inner, inner.outvars[made.outvars.index(value)])
 
 
 def _anywhere(leaf) -> jax.ShapeDtypeStruct:

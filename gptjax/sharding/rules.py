@@ -3,6 +3,8 @@
 A logical name without a rule is an error: nothing is replicated by accident.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -13,6 +15,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
     "length": "sequence",
+    "residual": ("sequence", "tensor"),  # positions of what lies between sublayers
     # parameters
     "layers": "stage",  # the stacked layers' axis
     "embed": "fsdp",  # model width
@@ -73,8 +76,52 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    targets = (None if target in mesh.manual_axes else target for target in partition_spec(axes))
+    targets = (_by_partitioner(target, mesh) for target in partition_spec(axes))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*targets))
+
+
+def between_sublayers(x_BxLxD: jax.Array) -> jax.Array:
+    """The residual stream, its positions split over `tensor` too, where they divide.
+
+    Norms, dropout and residual sums then work on a device's own positions (sequence parallelism; Korthikanti
+    et al. 2022, arXiv 2205.05198, section 4.2.2). A single token that is decoded stays whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x_BxLxD
+    axes = _by_partitioner(RULES["residual"], mesh)
+    divides = x_BxLxD.shape[1] % math.prod(mesh.shape[axis] for axis in axes) == 0
+    return constrain(x_BxLxD, ("batch", "residual" if divides else "length", None))
+
+
+def into_sublayer(x_BxLxD: jax.Array) -> jax.Array:
+    """Gathers the stream along `tensor`, whose devices have heads or channels of their own.
+
+    The gradient's sum over them is scattered (the paper's g).
+    """
+    return x_BxLxD if axis_devices("tensor") == 1 else _gather(x_BxLxD)
+
+
+def out_of_sublayer(x_BxLxD: jax.Array) -> jax.Array:
+    """Scatters the sum over `tensor` of what a sublayer's devices made; the gradient is gathered (g bar)."""
+    return x_BxLxD if axis_devices("tensor") == 1 else _scatter(x_BxLxD)
+
+
+def _whole(x_BxLxD):
+    return constrain(x_BxLxD, ("batch", "length", None))
+
+
+# The transpose of a constraint is the same one; these two are each other's.
+_gather, _scatter = jax.custom_vjp(_whole), jax.custom_vjp(between_sublayers)
+_gather.defvjp(lambda x: (_whole(x), None), lambda _, gradient: (between_sublayers(gradient),))
+_scatter.defvjp(lambda x: (between_sublayers(x), None), lambda _, gradient: (_whole(gradient),))
+
+
+def _by_partitioner(target, mesh):
+    """The mesh axes of a rule without those that a `jax.shard_map` around has split by hand."""
+    if isinstance(target, tuple):
+        return tuple(axis for axis in target if axis not in mesh.manual_axes)
+    return None if target in mesh.manual_axes else target
 
 
 def axis_devices(axis: str) -> int:
