@@ -23,7 +23,7 @@ def config() -> InfillConfig:
         objectives={"document": 0.7, "token": 0.3},
         length=2048,
         batch_size=4224,
-        accumulate=132,
+        accumulate=11,
         steps=46_240,
         optimizer=OptimizerConfig(learning_rate=8e-5, warmup_steps=231),
         mesh=MeshConfig(fsdp=32, tensor=8),

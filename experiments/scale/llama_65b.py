@@ -27,7 +27,7 @@ def config() -> PretrainConfig:
         },
         length=2048,
         batch_size=2048,
-        accumulate=64,
+        accumulate=4,
         loss_chunk=131_072,
         steps=333_786,
         optimizer=OptimizerConfig(learning_rate=1.5e-4, warmup_steps=2000),
