@@ -24,6 +24,7 @@ def config() -> InfillConfig:
         length=2048,
         batch_size=4224,
         accumulate=11,
+        loss_chunk=4096,
         steps=46_240,
         optimizer=OptimizerConfig(learning_rate=8e-5, warmup_steps=231),
         mesh=MeshConfig(fsdp=32, tensor=8),

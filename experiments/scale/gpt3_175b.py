@@ -29,7 +29,7 @@ def config() -> PretrainConfig:
         length=2048,
         batch_size=1536,
         accumulate=2,
-        loss_chunk=131_072,
+        loss_chunk=4096,
         steps=95_367,
         optimizer=OptimizerConfig(learning_rate=6e-5, warmup_steps=119, decay_steps=82_652),
         mesh=MeshConfig(fsdp=64, tensor=8),

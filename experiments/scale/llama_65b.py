@@ -28,7 +28,7 @@ def config() -> PretrainConfig:
         length=2048,
         batch_size=2048,
         accumulate=4,
-        loss_chunk=131_072,
+        loss_chunk=4096,
         steps=333_786,
         optimizer=OptimizerConfig(learning_rate=1.5e-4, warmup_steps=2000),
         mesh=MeshConfig(fsdp=32, tensor=8),
