@@ -92,6 +92,7 @@ def rows(found: list[dict]) -> list[dict]:
             "compile s": facts["seconds"],
             "arguments GiB": facts["arguments"] / GIB if "arguments" in facts else None,
             "temporary GiB": facts["temporary"] / GIB if "temporary" in facts else None,
+            "peak of the program GiB": facts["peak"] / GIB if facts.get("peak") else None,
             "needs GiB": facts["needs"] / GIB if facts["needs"] else None,
             "usable GiB": stage["limit"] / GIB if stage["limit"] else None,
             "fits": bool(facts["needs"]) and (stage["limit"] is None or facts["needs"] <= stage["limit"]),

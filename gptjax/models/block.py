@@ -145,6 +145,8 @@ class Block(nnx.Module):
     def __call__(self, x_BxLxD, mask, rotation=None, cache=None, slot=None, key=None, band=None):
         """One layer, arguments as `Attention`'s; returns (float32 `[B, L, D]`, the longer cache or None)."""
         keys = (None, None) if key is None else jax.random.split(key)
+        # What post-norm gathers first would otherwise be kept whole for the backward pass.
+        x_BxLxD = between_sublayers(x_BxLxD)
         entering = into_sublayer(before(self.norm_place, self.attention_norm, x_BxLxD))
         attended, cache = self.attention(entering, mask, rotation, cache, slot, band=band)
         attended = dropout(out_of_sublayer(attended), self.dropout, keys[0])

@@ -47,7 +47,7 @@ def estimate(work: Work, plain: Work) -> dict[str, int]:
     updates = [_update(work, *pair) for pair in pairs if pair[0].training]
     kinds.update(max(updates, key=lambda update: sum(update.values())))
     # The logits and what they become.
-    kinds["logits"] = 8 * work.chunk * work.model.vocab_size // work.mesh.size
+    kinds["logits"] = 8 * work.chunk * work.model.vocab_size // work.mesh.tensor
     kinds["cache"] = cache_bytes(work)
     return {kind: size for kind, size in kinds.items() if size}
 

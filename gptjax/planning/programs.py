@@ -89,7 +89,7 @@ class Work:
         total: tokens of the whole run; None where the data decides.
         assumed: sentences on what the configuration does not say.
         cache: (rows, slots) of the key/value cache; None without one.
-        chunk: tokens whose logits the loss holds at once, where that is set.
+        chunk: tokens whose logits the loss holds at once on a device, where that is set.
         flowing: micro-batches that follow each other through a pipeline.
     """
 

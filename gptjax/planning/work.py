@@ -111,8 +111,13 @@ def _pretrain(config: PretrainConfig, shapes: Shapes, mesh) -> Work:
     batch = text_batch(mesh, config.batch_size, config.length, PLAIN)
     sizes = {"rows": config.batch_size, "tokens": config.batch_size * config.length}
     more = {"schedule": (plan.updates, plan.clock), "total": plan.total * config.length}
-    more |= {"chunk": min(config.loss_chunk, sizes["tokens"] // in_turn), "flowing": flowing}
+    more |= {"chunk": _chunk(config, sizes["tokens"] // in_turn), "flowing": flowing}
     return _single("pretrain", config, definition, loss, count_tokens, batch, mesh, **sizes, **more)
+
+
+def _chunk(config, tokens: int) -> int:
+    """Tokens whose logits one device holds at once, of so many in a micro-batch on all devices."""
+    return min(config.loss_chunk, tokens * config.mesh.tensor // config.mesh.size)
 
 
 def _finetune(config: FinetuneConfig, shapes: Shapes, mesh) -> Work:
@@ -193,7 +198,8 @@ def _preference(config: PreferenceConfig, shapes: Shapes, mesh) -> Work:
 
 def _infill(config: InfillConfig, shapes: Shapes, mesh) -> Work:
     definition = ModelDefinition(GLM, shapes.own(shapes.left_by(config)[1]))
-    return _blanks("infill", config, definition, mesh)
+    chunk = _chunk(config, config.batch_size * config.length // config.accumulate)
+    return _blanks("infill", config, definition, mesh, loss_chunk=config.loss_chunk, chunk=chunk)
 
 
 def _infill_chat(config: InfillChatConfig, shapes: Shapes, mesh) -> Work:
@@ -202,12 +208,12 @@ def _infill_chat(config: InfillChatConfig, shapes: Shapes, mesh) -> Work:
     return _blanks("infill_chat", config, definition, mesh)
 
 
-def _blanks(name, config, definition, mesh) -> Work:
+def _blanks(name, config, definition, mesh, *, loss_chunk=1024, **more) -> Work:
     B, L = config.batch_size, config.length
     kinds = {n: ((B, L), jnp.float32 if n == "loss_mask" else jnp.int32) for n in PACKED}
     batch = rows(mesh, **kinds | {"positions": ((B, L, 2), jnp.int32)})
-    loss = make_language_loss(definition)
-    return _single(name, config, definition, loss, count_tokens, batch, mesh, rows=B, tokens=B * L)
+    loss = make_language_loss(definition, chunk=loss_chunk)
+    return _single(name, config, definition, loss, count_tokens, batch, mesh, rows=B, tokens=B * L, **more)
 
 
 def _masked(config: MaskedConfig, shapes: Shapes, mesh) -> Work:

@@ -30,6 +30,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "class": None,  # classification heads
     "rank": None,  # of low-rank adapters: a handful
 }
+# What shares the tokens of a batch; devices along `tensor` see the same ones.
+ROW_AXES = ("sequence", "stage", "data", "fsdp")
 
 
 def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
@@ -130,6 +132,11 @@ def axis_devices(axis: str) -> int:
     return 1 if mesh.empty else mesh.shape[axis]
 
 
+def row_devices() -> int:
+    """How many devices of the ambient mesh share the rows that `parts_to_rows` makes; 1 without a mesh."""
+    return math.prod(axis_devices(axis) for axis in ROW_AXES)
+
+
 def parts_to_rows(x_BxL: jax.Array) -> jax.Array:
     """Makes a row of each part of a row that a device of `sequence` holds, and each stage of a pipeline.
 
@@ -144,4 +151,4 @@ def parts_to_rows(x_BxL: jax.Array) -> jax.Array:
     batch, length = x_BxL.shape[:2]
     x = jnp.swapaxes(x_BxL.reshape(batch, parts, length // parts, *x_BxL.shape[2:]), 0, 1)
     x = x.reshape(parts * batch, length // parts, *x_BxL.shape[2:])
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(("sequence", "stage", "data", "fsdp")))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES))

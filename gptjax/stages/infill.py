@@ -54,7 +54,7 @@ class InfillConfig:
         optimizer, mesh: see their classes.
         tokenizer: path of a SentencePiece model; None trains one on the training text.
         length: tokens per row, Part A and Part B together.
-        batch_size, steps, accumulate, save_every, seed: as in pretraining.
+        batch_size, steps, accumulate, loss_chunk, save_every, seed: as in pretraining.
         eval_every: steps between measurements on one batch of held-out rows; 0 measures only at the end.
         heldout_rows: how many held-out texts of each source are measured.
     """
@@ -71,6 +71,7 @@ class InfillConfig:
     batch_size: Count
     steps: Count
     accumulate: Count = 1
+    loss_chunk: Count = 1024
     save_every: Count = 500
     eval_every: Natural = 100
     heldout_rows: Count = 256
@@ -153,7 +154,7 @@ def run(config: InfillConfig, folder: Path) -> None:
     optimizer = make_optimizer(config.optimizer, config.steps, definition.axes)
     key = stage_key(config.seed, "infill")
     state = create_state(definition, optimizer, mesh, key=jax.random.fold_in(key, 0))
-    loss = make_language_loss(definition)
+    loss = make_language_loss(definition, chunk=config.loss_chunk)
     step = make_train_step(loss, count_tokens, optimizer, accumulate=config.accumulate)
     tokens_per_step = config.batch_size * config.length
     print(

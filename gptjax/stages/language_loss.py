@@ -10,7 +10,7 @@ from gptjax.losses.lm import linear_cross_entropy
 from gptjax.losses.masked import masked_sum
 from gptjax.models.functional import ModelDefinition
 from gptjax.sharding.mesh import place
-from gptjax.sharding.rules import parts_to_rows
+from gptjax.sharding.rules import parts_to_rows, row_devices
 
 # What the loss reads. Rows without segments are one document each: attention crosses nothing.
 PLAIN = ("tokens", "targets", "loss_mask")
@@ -25,7 +25,7 @@ def make_language_loss(
     Args:
         definition: a language model.
         z_loss: coefficient of the squared log-normaliser.
-        chunk: tokens whose logits are held at once.
+        chunk: tokens whose logits a device holds at once. Every chunk gathers the output matrix anew.
         microbatches: parts of the batch that follow each other through a pipeline.
 
     The batch holds `tokens, targets` int32 `[B, L]`, `loss_mask` float32 `[B, L]` and, for packed rows,
@@ -50,7 +50,7 @@ def make_language_loss(
             parts_to_rows(batch["loss_mask"]),
             transposed=transposed,
             z_loss=z_loss,
-            chunk_size=chunk,
+            chunk_size=chunk * row_devices(),
             matmul_dtype=definition.config.compute_dtype,
             denominator=total,
         )

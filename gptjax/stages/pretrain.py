@@ -65,7 +65,7 @@ class PretrainConfig:
         steps: updates.
         accumulate: micro-batches per update; with mesh.stage above 1 they fill the pipeline.
         z_loss: coefficient of the squared log-normaliser (Chowdhery et al. 2022, section 5).
-        loss_chunk: tokens whose logits are held at once.
+        loss_chunk: tokens whose logits a device holds at once.
         save_every: steps between checkpoints.
         eval_every: steps between measurements on a little held-out text; 0 measures only at the end.
         heldout_bytes: how much of each source's held-out text is measured.
