@@ -101,8 +101,8 @@ SMALLER = [
     )
 ]
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
-# Every stage on eight devices, and every second one on two or four: each smaller mesh once at least. Best of n
-# trains with the program of fine-tuning.
+# Every stage on eight devices, and every second one on two or four: each smaller mesh once at least. Best of
+# n trains with the program of fine-tuning.
 PAIRS = [(name, EIGHT) for name in STAGES if name != "best_of_n"]
 PAIRS += [(name, SMALLER[n % len(SMALLER)]) for n, name in enumerate(list(STAGES)[::2])]
 # Indices that a batch holds besides tokens, and how many there are to choose from.
