@@ -101,8 +101,10 @@ SMALLER = [
     )
 ]
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
-# Every stage on eight devices; on two and on four each mesh with some of them, each stage on one.
-PAIRS = [(name, mesh) for n, name in enumerate(STAGES) for mesh in (EIGHT, SMALLER[n % len(SMALLER)])]
+# Every stage on eight devices, and every second one on two or four: each smaller mesh once at least. Best of
+# n trains with the program of fine-tuning.
+PAIRS = [(name, EIGHT) for name in STAGES if name != "best_of_n"]
+PAIRS += [(name, SMALLER[n % len(SMALLER)]) for n, name in enumerate(list(STAGES)[::2])]
 # Indices that a batch holds besides tokens, and how many there are to choose from.
 CHOICES = {"end_row": B, "end_column": L, "places": L, "labels": 2, "ends": L}
 CHOICES |= {"token_types": 2, "segment_ids": 3, "source_mask": 2, "positions": 4}
