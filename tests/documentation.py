@@ -9,29 +9,6 @@ FILES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in FILES}
 
 
-# A link to a line of code, labelled with what is defined there: [`policy_loss`](../gptjax/losses/ppo.py#L76).
-LINE = re.compile(r"\[`?(?P<name>[\w.]+)`?\]\((?P<path>[^)\s]+\.py)#L(?P<line>\d+)\)")
-
-
-def defines(name: str, line: str) -> bool:
-    """Whether a line of Python defines the name, or its last part: as function, class, variable or field."""
-    name = re.escape(name.split(".")[-1])
-    return bool(re.match(rf"\s*(?:def|class) {name}\b|{name}\b.* = |\s+{name}: ", line))
-
-
-def wrong_lines(page: str) -> dict[str, int]:
-    """The links of a page to lines that do not define their label -> the line that does, or 0."""
-    wrong = {}
-    for link in LINE.finditer(PAGES[page]):
-        file = (ROOT / page).parent / link["path"]
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        given = int(link["line"])
-        if not (0 < given <= len(lines) and defines(link["name"], lines[given - 1])):
-            found = (number for number, line in enumerate(lines, 1) if defines(link["name"], line))
-            wrong[link[0]] = next(found, 0)
-    return wrong
-
-
 def blocks(page: str, language: str) -> list[str]:
     """The fenced blocks of a page in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)

@@ -34,6 +34,7 @@ PROGRAMS = ("gptjax ", "./launch.sh ", "bash ", "python ", "pip ")
 STUBS = """
 gptjax() { printf '%q ' gptjax "$@"; echo; }
 launch() { printf '%q ' ./launch.sh "$@"; echo; }
+python() { printf '%q ' python "$@"; echo; }
 """
 # What writes the figures of `done.json`.
 MEASURING = "".join(
@@ -104,6 +105,8 @@ def resolve(command: str, stands_for: dict[str, str]) -> None:
             setup = configparser.ConfigParser()
             setup.read("setup.cfg")
             assert re.fullmatch(r"gptjax\[(\w+)\]", words[1])[1] in setup["options.extras_require"]
+        elif words[0] == "experiments/external_data.py":
+            assert len(words) == 2 and Path(words[0]).exists(), "it takes the file to write"
         elif words[0] == "-m":
             assert importlib.util.find_spec(words[1])
         else:
@@ -158,8 +161,10 @@ def test_a_command_in_a_sentence_can_be_typed(command, stands_for):
 @pytest.mark.parametrize(("page", "command"), BLOCKS)
 def test_a_command_of_a_paper_can_be_typed(page, command, stands_for):
     made = {word for other, typed in BLOCKS if other == page for word in re.findall(r"--name (\S+)", typed)}
+    made |= {file for other, typed in BLOCKS for file in re.findall(r"external_data.py runs/(\S+)", typed)}
     made |= {"quickstart", "smollm2"}  # by `./launch.sh quickstart` and `./launch.sh chat`
     for folder in re.findall(r"runs/([\w./-]+)", command):
+        folder = re.sub(r"-[12]$", "-0", folder)  # blocks are read for the first seed
         below = {folder, *map(str, Path(folder).parents)}
         assert below & made, f"no command of {page} makes runs/{folder}"
     resolve(command, stands_for)

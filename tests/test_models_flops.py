@@ -96,15 +96,12 @@ def test_a_translator():
 
 
 def test_adapters_of_a_frozen_model():
-    """Two operations less for every weight that gets no gradient."""
+    """Two operations less for every weight of the base, which gets no gradient, and six for the adapters'."""
     lora = LoraConfig(rank=2)
     config = FinetuneConfig(base="gpt", dialogues={"chatterbot": 1.0}, lora=lora, **TRAINED)
     definition = ModelDefinition(LanguageModel, GPT)
-    adapted = LoraDefinition(definition, lora).adapted_count
-    assert adapted == 3 * 2 * 32 * 32
-    formula = matmul_flops_per_token(definition, 24, trained=adapted)
-    # Adding them to the maps and the way back are of no token: three products of rank 2 an update.
-    adding = 3 * 2 * 2 * adapted / (8 * 24)
-    assert formula - 4 * norms(definition) == pytest.approx(counted(config) - adding, rel=1e-12)
-    frozen = definition.parameter_count - adapted
-    assert formula == matmul_flops_per_token(definition, 24) - 2 * frozen
+    adapters = LoraDefinition(definition, lora).parameter_count
+    assert adapters == 3 * 2 * 2 * (32 + 32)
+    formula = matmul_flops_per_token(definition, 24, adapters=adapters)
+    assert formula - 4 * norms(definition) == pytest.approx(counted(config), rel=1e-12)
+    assert formula == matmul_flops_per_token(definition, 24) - 2 * definition.parameter_count + 6 * adapters

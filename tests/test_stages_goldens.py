@@ -19,7 +19,7 @@ from gptjax.stages import finetune, pretrain, reward
 from gptjax.stages.dialogue_rows import dialogue_rows, read_source
 from gptjax.stages.handover import load_model
 from gptjax.stages.keys import stage_key
-from gptjax.stages.reward_data import encode
+from gptjax.stages.reward_data import demonstrations, encode
 from gptjax.training.metrics import read_metrics
 
 
@@ -172,5 +172,7 @@ def test_rewards_are_0_on_average_after_training(road):
     groups = reward.read_groups(configs["reward"])[0]
     arrays = encode(groups, model.tokenizer, configs["reward"], "rankings")
     scores = reward.score_all(model.definition, model.params, arrays, configs["reward"])
-    assert abs(scores[arrays.lengths > 0].mean()) < 1e-6 and scores[arrays.lengths > 0].std() > 1e-3
+    best = demonstrations(arrays, configs["reward"])
+    assert best.any(1).all() and best.sum() < (arrays.lengths > 0).sum(), "those that are put first"
+    assert abs(scores[best].mean()) < 1e-6 and scores[arrays.lengths > 0].std() > 1e-3
     assert (scores[arrays.lengths == 0] == 0).all()

@@ -130,7 +130,7 @@ def _axis_names(variable) -> tuple[str, ...]:
     return ("layers",) * (rank - len(names)) + tuple(names)
 
 
-def matmul_flops_per_token(definition: ModelDefinition, length: int, trained: int | None = None) -> float:
+def matmul_flops_per_token(definition: ModelDefinition, length: int, adapters: int | None = None) -> float:
     """Floating-point operations of one token's forward and backward pass.
 
     `6 * (parameters in matrix products) + 12 N L D`, the last term for attention scores over a context
@@ -140,7 +140,8 @@ def matmul_flops_per_token(definition: ModelDefinition, length: int, trained: in
     Args:
         definition: of a decoder with or without a head.
         length: L.
-        trained: parameters that get a gradient, 2 of the 6; None is all of them.
+        adapters: parameters of the low-rank adapters that are trained in place of the model, whose own then
+            get no gradient, 2 of the 6; None trains the model.
     """
     config, decoder = definition.config, definition.abstract.get("decoder", definition.abstract)
     looked_up = sum(decoder[name].size for name in ("positions", "block_positions") if name in decoder)
@@ -149,6 +150,5 @@ def matmul_flops_per_token(definition: ModelDefinition, length: int, trained: in
         looked_up += decoder["embedding"].size
     multiplied = definition.parameter_count - looked_up
     contexts = sum(min(length, config.band(layer) or length) for layer in range(config.layers))
-    return (
-        4.0 * multiplied + 2.0 * (multiplied if trained is None else trained) + 12.0 * contexts * config.width
-    )
+    weights = 6.0 * multiplied if adapters is None else 4.0 * multiplied + 6.0 * adapters
+    return weights + 12.0 * contexts * config.width

@@ -170,12 +170,6 @@ class LoraDefinition:
         """Number of scalars that are trained."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
 
-    @property
-    def adapted_count(self) -> int:
-        """Number of scalars of the model's maps that are adapted."""
-        maps = target_maps(self._model.abstract, self.config)
-        return sum(leaf_at(self._model.abstract, path).size for path in maps)
-
 
 def _sum(kernel, a, b, *, scale: float):
     if isinstance(kernel, QuantizedMatrix):

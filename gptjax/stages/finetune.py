@@ -147,7 +147,7 @@ def run(config: FinetuneConfig, folder: Path, may_change: Iterable[str] = ()) ->
         tokens_per_step=tokens_per_step,
         # The map with its adapter added takes the gradient, and the adapter its own from it.
         flops_per_token=matmul_flops_per_token(
-            definition, config.length, trained=None if adapters is None else adapters.adapted_count
+            definition, config.length, adapters=None if adapters is None else adapters.parameter_count
         ),
         devices=config.mesh.size,
         started=started,
