@@ -193,7 +193,8 @@ def load_chat(config: RoadConfig, folder: Path) -> ChatModel:
     """The model a stage left, behind the chat interface."""
     model = load_model(folder, make_mesh(config.ppo.mesh))
     stop = ((model.tokenizer.im_end_id,), (model.tokenizer.end_of_text_id,))
-    return ChatModel(TextEngine(model.definition, model.params, model.tokenizer, stop))
+    engine = TextEngine(model.definition, model.params, model.tokenizer, stop)
+    return ChatModel(engine, model.chat)
 
 
 def chat_test(model: ChatModel, sampling: SamplingConfig) -> list[dict]:
