@@ -87,6 +87,7 @@ def test_a_greedy_answer_is_what_decoding_writes(model, scores):
     for prompt, written in zip(prompts, np.asarray(state.tokens).tolist(), strict=True):
         # A tokenizer whose answer is the ids themselves, since random models write no text that encodes back.
         stand_in = SimpleNamespace(
+            bos_id=None,
             end_of_text_id=model.tokenizer.end_of_text_id,
             pad_id=model.tokenizer.pad_id,
             token_bytes=token_bytes,

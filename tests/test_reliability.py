@@ -31,7 +31,7 @@ from gptjax.training.integrity import read_facts
 from gptjax.training.metrics import MetricsWriter, read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
-KILLS = 10
+KILLS, STEPS = 10, 96
 EXPERIMENT = """
 import json
 
@@ -55,7 +55,7 @@ class Pretraining:
     """`gptjax train` of a tiny pretraining, in processes that can be killed, and its undisturbed run."""
 
     def __init__(self, root: Path):
-        self.root, self.file = root, write_experiment(root, steps=48, save_every=3, eval_every=24)
+        self.root, self.file = root, write_experiment(root, steps=STEPS, save_every=3, eval_every=STEPS // 2)
         self.whole = self.run(root / "whole", expect=0)
 
     def run(self, folder: Path, *options: str, expect: int, die=None, seconds: float | None = None) -> Path:
@@ -85,10 +85,14 @@ def saved(folder: Path) -> list[int]:
 def test_ten_kills_end_with_the_bits_of_an_undisturbed_run(pretraining):
     """At named moments and at any; each start may be killed before it has saved anything."""
     rng, chaos = random.Random(5), pretraining.root / "chaos"
-    for _ in range(KILLS):
+    begun = time.monotonic()
+    pretraining.run(chaos, die=("metrics", 1, SIGKILL), expect=-SIGKILL)
+    start_seconds = time.monotonic() - begun
+    for _ in range(KILLS - 1):
         moment = rng.choice(["metrics", "saving", "before saving", "sealing", "before sealing", "anywhere"])
         if moment == "anywhere":
-            end = {"seconds": rng.uniform(0.5, 4.0)}
+            # In parts of a start, lest a fast machine ends before it is killed.
+            end = {"seconds": rng.uniform(0.1, 1.5) * start_seconds}
         else:
             end = {"die": (moment, rng.randint(1, 5), SIGKILL)}
         pretraining.run(chaos, expect=-SIGKILL, **end)
@@ -151,7 +155,7 @@ def test_batches_that_are_left_out_stay_left_out(pretraining):
     assert saved(folder) == [before] and (folder / f"checkpoints-rewound/{stopped}").is_dir()
     pretraining.run(folder, expect=0)
     rows = {row["step"]: row for row in read_metrics(folder / "metrics.jsonl")}
-    assert sorted(rows) == list(range(1, 49))
+    assert sorted(rows) == list(range(1, STEPS + 1))
     assert [step for step in rows if "left_out" in rows[step]] == [before + 3, before + 4]
     kinds = [event["event"] for event in read_events(folder)]
     assert kinds.count("rewound") == kinds.count("batches left out") == 1
