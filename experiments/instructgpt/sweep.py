@@ -8,6 +8,8 @@ from gptjax.sweeps.plan import SweepConfig
 PPO, RANKINGS = "experiments/instructgpt/ppo.py", "experiments/instructgpt/rankings.py"
 # The same 3,600 pairs, 36 of them a step, from 7,200, 2,400 and 900 replies.
 PAIRS = {2: (3600, 36), 4: (600, 6), 9: (100, 1)}
+WITHOUT_REWARD = ("dpo", "ipo", "kto", "orpo")
+WITHOUT_CRITIC = ("rloo", "grpo")
 
 
 def sweep() -> SweepConfig:
@@ -25,12 +27,19 @@ def sweep() -> SweepConfig:
             },
             "instructgpt/labels": RANKINGS,
             "instructgpt/labels_ppo": f"{PPO} --reward {labels}",
-            "instructgpt/labels_rloo": "experiments/instructgpt/rloo.py --iterations 12 --eval-bytes 10000 "
-            f"--reward {labels}",
+            **{
+                f"instructgpt/labels_{name}": f"experiments/instructgpt/{name}.py --iterations 12 "
+                f"--eval-bytes 10000 --reward {labels}"
+                for name in WITHOUT_CRITIC
+            },
             "instructgpt/labels_best_of_n": "experiments/instructgpt/best_of_n.py --asked 256 "
             f"--eval-bytes 10000 --reward {labels}",
-            "instructgpt/labels_dpo": "experiments/instructgpt/dpo.py --groups 600 "
-            f"--judging.eval-bytes 10000 --judging.reward {labels}",
+            **{
+                f"instructgpt/labels_{name}": f"experiments/instructgpt/{name}.py --groups 600 "
+                f"--judging.eval-bytes 10000 --judging.reward {labels}"
+                for name in WITHOUT_REWARD
+            },
         },
+        seeds=tuple(range(6)),
         baseline="instructgpt/ppo",
     )

@@ -14,4 +14,5 @@ def sweep() -> SweepConfig:
             "instructgpt/ppo": "",
             "stiennon2020/critic_of_policy": "--conventions.critic-from policy",
         },
+        seeds=tuple(range(6)),
     )
