@@ -108,7 +108,6 @@ def beam_search(
     Source: Vaswani et al. 2017, section 6.1; tensor2tensor's stopping rule.
     """
     B, K, T = len(start_B), beams, slots
-    worst = jnp.full((B, K), -jnp.inf, jnp.float32)
     rows = jnp.arange(B)[:, None]
 
     def turn(s: BeamState) -> BeamState:
@@ -147,22 +146,27 @@ def beam_search(
             cache=jax.tree.map(lambda x: x[beams_of_origin], cache),
         )
 
-    state = BeamState(
-        step=jnp.zeros((), jnp.int32),
-        live=jnp.full((B, K, T), pad_id, jnp.int32),
-        log_probs=worst.at[:, 0].set(0.0),  # the beams start equal: one of them is enough
-        best=jnp.full((B, T), pad_id, jnp.int32),
-        best_score=worst[:, 0],
-        settled=jnp.zeros((B,), bool),
-        cache=cache,
-    )
-    state = jax.lax.while_loop(lambda s: ~s.settled.all(), turn, state)
+    state = jax.lax.while_loop(lambda s: ~s.settled.all(), turn, _nothing_found(cache, B, K, T, pad_id))
     finished = state.best_score > -jnp.inf
     unfinished_score = state.log_probs[:, 0] / length_penalty(limits_B.astype(jnp.float32), alpha)
     return Hypotheses(
         tokens=jnp.where(finished[:, None], state.best, state.live[:, 0]),
         scores=jnp.where(finished, state.best_score, unfinished_score),
         finished=finished,
+    )
+
+
+def _nothing_found(cache, B: int, K: int, T: int, pad_id: int) -> BeamState:
+    """The search before its first turn: the beams start equal, so one of them is enough."""
+    worst = jnp.full((B, K), -jnp.inf, jnp.float32)
+    return BeamState(
+        step=jnp.zeros((), jnp.int32),
+        live=jnp.full((B, K, T), pad_id, jnp.int32),
+        log_probs=worst.at[:, 0].set(0.0),
+        best=jnp.full((B, T), pad_id, jnp.int32),
+        best_score=worst[:, 0],
+        settled=jnp.zeros((B,), bool),
+        cache=cache,
     )
 
 
