@@ -201,6 +201,9 @@ def _import_file(path: Path) -> types.ModuleType:
         name = ".".join(path.absolute().relative_to(root).with_suffix("").parts)
         if str(root) not in sys.path:
             sys.path.insert(0, str(root))
+    elif (Path.cwd() / "experiments").is_dir() and str(Path.cwd()) not in sys.path:
+        # So that it may start from one of them; last, so that nothing of the folder hides a library.
+        sys.path.append(str(Path.cwd()))
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise ConfigError(f"{path} is not a Python file: an experiment is a .py file with config()")

@@ -279,6 +279,21 @@ def test_a_child_experiment_is_its_difference(experiment):
     assert difference(BASE, load_experiment(child)) == ["steps was 10, is 7", "shuffle was False, is True"]
 
 
+def test_a_file_elsewhere_may_start_from_an_experiment_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments" / "shelf").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "experiments/shelf/base.py").write_text(
+        HEADER + "def config():\n    return Experiment(steps=7)\n"
+    )
+    (tmp_path / "mine/longer.py").write_text(
+        HEADER + "from experiments.shelf.base import config as base\n"
+        "def config():\n    return replace(base(), steps=70)\n"
+    )
+    assert load_experiment("mine/longer.py").steps == 70
+
+
 @pytest.mark.parametrize("name", ["json", "my-run"])
 def test_an_experiment_may_be_called_like_a_module(tmp_path, name):
     file = tmp_path / f"{name}.py"
