@@ -13,10 +13,11 @@ from gptjax import cli
 from gptjax.config import ConfigError, load_experiment
 from gptjax.models.functional import ModelDefinition, matmul_flops_per_token
 from gptjax.models.heads import LanguageModel
+from gptjax.models.matmul import matmul
 from gptjax.models.transformer import DecoderConfig
 from gptjax.planning.command import read_base, read_mesh
 from gptjax.planning.estimate import estimate, needed
-from gptjax.planning.operations import count, operations
+from gptjax.planning.operations import count, operations, trace
 from gptjax.planning.plan import plan
 from gptjax.planning.programs import abstract_mesh, device_bytes
 from gptjax.planning.report import plan_json, plan_text
@@ -73,8 +74,20 @@ def test_operations_by_hand():
         return jax.lax.scan(turn, x, length=5)[0]
 
     x, w = jax.ShapeDtypeStruct((3, 4, 4), jnp.float32), jax.ShapeDtypeStruct((4, 4), jnp.float32)
-    found = count(jax.make_jaxpr(program)(x, w).jaxpr)
+    found = count(trace(program, (x, w)))
     assert (found.attention, found.maps) == (5 * 2 * 3 * 4 * 4 * 4, 5 * 2 * 3 * 4 * 4 * 4)
+
+
+@pytest.mark.parametrize(("wanted", "products"), [((0,), 2), ((0, 1), 3)])
+def test_gradients_of_frozen_weights_are_not_counted(wanted, products):
+    """`matmul` writes out both gradients; the weights' is dropped where nothing asks for it."""
+
+    def loss(x, w):
+        return jnp.sum(matmul(x, w) ** 2)
+
+    x, w = jax.ShapeDtypeStruct((3, 4, 5), jnp.float32), jax.ShapeDtypeStruct((5, 6), jnp.float32)
+    found = count(trace(jax.value_and_grad(loss, wanted), (x, w)))
+    assert found.maps == products * 2 * 3 * 4 * 5 * 6
 
 
 @pytest.mark.parametrize("loop", ["scan", "unroll"])

@@ -4,6 +4,7 @@ import math
 from dataclasses import astuple, dataclass, replace
 
 import jax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from gptjax.planning.programs import Program, ambient
 
@@ -44,7 +45,7 @@ def operations(program: Program, mesh) -> Operations:
     """The operations of one call; a loop that ends when all replies have is taken to its end."""
     training = program.training
     with ambient(mesh):
-        found = count(jax.make_jaxpr(program.function)(*program.arguments).jaxpr, program.trips)
+        found = count(trace(program.function, program.arguments), program.trips)
         if training is None:
             return found
 
@@ -52,15 +53,21 @@ def operations(program: Program, mesh) -> Operations:
             return jax.grad(training.loss, has_aux=True)(params, batch, training.count(batch), key, *extra)
 
         state, batch, key, *extra = program.arguments
-        of_model = count(jax.make_jaxpr(gradient)(state.params, batch, key, *extra).jaxpr)
+        of_model = count(trace(gradient, (state.params, batch, key, *extra)))
     return replace(of_model, optimiser=max(0.0, found.total - of_model.total))
+
+
+def trace(function, arguments: tuple):
+    """The jaxpr of a function, without what its results do not need, such as gradients of frozen weights."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def count(jaxpr, trips: int = 1) -> Operations:
     """The operations of a jaxpr.
 
     Args:
-        jaxpr: as `jax.make_jaxpr` makes it.
+        jaxpr: from `trace`.
         trips: turns of every `while` loop, whose number the program does not say.
     """
     found = Operations()
