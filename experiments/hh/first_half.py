@@ -2,7 +2,7 @@
 
 Paper: Bai et al. 2022 (HH, arXiv 2204.05862), on train-half and test-half preference models.
 Expected: about as accurate on held-out rankings as that of the other half.
-Time: half the quickstart's reward model, a minute on one core.
+Time: 2 minutes on one core.
 Command: gptjax train experiments/hh/first_half.py
 """
 

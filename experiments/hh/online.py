@@ -2,7 +2,7 @@
 
 Paper: Bai et al. 2022 (HH, arXiv 2204.05862), on iterated online training; people and far more labels there.
 Expected: later rounds beat earlier ones, and the last one the static control at as many labels (static.py).
-Time: see README.md.
+Time: 5 minutes beside another run on two cores, of static.py 3.
 Command: gptjax train experiments/hh/online.py --rivals static=runs/hh/static
 """
 
