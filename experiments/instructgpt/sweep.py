@@ -40,6 +40,5 @@ def sweep() -> SweepConfig:
                 for name in WITHOUT_REWARD
             },
         },
-        seeds=tuple(range(6)),
         baseline="instructgpt/ppo",
     )

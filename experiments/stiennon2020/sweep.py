@@ -14,5 +14,4 @@ def sweep() -> SweepConfig:
             "instructgpt/ppo": "",
             "stiennon2020/critic_of_policy": "--conventions.critic-from policy",
         },
-        seeds=tuple(range(6)),
     )

@@ -26,5 +26,4 @@ def sweep() -> SweepConfig:
             "ziegler2019/bias": "--reward {runs}/ziegler2019/reward_bias-{seed}",
             "ziegler2019/mean_std": "--reward {runs}/ziegler2019/reward_mean_std-{seed}",
         },
-        seeds=tuple(range(6)),
     )
