@@ -1,4 +1,4 @@
-"""Three seeds more where three leave a question of PPO open: six are the fewest that a paired test can tell apart.
+"""Three more seeds where three leave a question of PPO open: a paired test needs six.
 
 Command: gptjax sweep experiments/more_seeds/sweep.py --jobs 2
 """
