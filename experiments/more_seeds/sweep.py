@@ -13,7 +13,7 @@ OPEN = (
     *("instructgpt/ppo", "instructgpt/ptx_0.5", "instructgpt/kl_0.3", "stiennon2020/critic_of_policy"),
     *(f"ziegler2019/{name}" for name in ("whitened_rewards", "four_epochs", "epsilon", "adam_tf1")),
     "instructgpt/labels",
-    *(f"instructgpt/labels_{name}" for name in ("ppo", "rloo", "best_of_n", "dpo")),
+    *(f"instructgpt/labels_{name}" for name in ("ppo", "rloo", "grpo", "best_of_n", "dpo")),
 )
 
 
