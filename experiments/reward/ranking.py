@@ -2,8 +2,8 @@
 
 Paper: Stiennon et al. 2020 and Bai et al. 2022, on accuracy against data and model size; Ouyang et al. 2022,
 section 3.5, for the loss.
-Expected: the figures in README.md.
-Time: about two minutes on one core.
+Expected: 0.649 of all held-out pairs right (three seeds).
+Time: 30 to 160 seconds beside another run on two cores.
 Command: gptjax train experiments/reward/ranking.py --base runs/gpt2/large
 """
 
