@@ -16,6 +16,7 @@ import pytest
 
 from gptjax import cli
 from gptjax.config import ConfigError, load_experiment, to_json
+from gptjax.launching.environments import MEMORY
 from gptjax.overrides import override
 from gptjax.sweeps.board import Board, last_line
 from gptjax.sweeps.local import core_shares, run_cells
@@ -47,7 +48,8 @@ if words.get("--end") == "badly":
 while words.get("--end") == "late":
     time.sleep(0.05)
 cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-(folder / "done.json").write_text(json.dumps({"cores": cores, "threads": os.environ["OMP_NUM_THREADS"]}))
+seen = {"cores": cores, "threads": os.environ["OMP_NUM_THREADS"], "memory": os.environ["GLIBC_TUNABLES"]}
+(folder / "done.json").write_text(json.dumps(seen))
 """
 
 
@@ -148,6 +150,18 @@ def test_a_cell_has_its_own_cores_and_as_many_threads(workplace, monkeypatch):
     done = [json.loads(Path(f"runs/base-{seed}/done.json").read_text()) for seed in (0, 1)]
     assert [found["cores"] for found in done] == core_shares(2)
     assert [found["threads"] for found in done] == [str(len(share)) for share in core_shares(2)]
+
+
+@pytest.mark.parametrize(
+    "given, seen",
+    [({}, MEMORY["GLIBC_TUNABLES"]), ({"GLIBC_TUNABLES": ""}, ""), ({"GLIBC_TUNABLES": "own"}, "own")],
+)
+def test_a_cell_keeps_its_buffers_unless_told_otherwise(workplace, monkeypatch, given, seen):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert run(cells_of({"base": ""}, seeds=(0,))) == 0
+    assert json.loads(Path("runs/base-0/done.json").read_text())["memory"] == seen
 
 
 def test_cores_are_shared_without_a_rest(monkeypatch):

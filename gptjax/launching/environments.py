@@ -7,10 +7,11 @@ variable that is set already stays as it is.
 import sys
 
 # Buffers of a step are kept and lie in huge pages, else the kernel clears and maps them anew for every step.
-_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"
+MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"
+}
 
-_CUDA = {
-    "GLIBC_TUNABLES": _MEMORY,
+_CUDA = MEMORY | {
     # JAX takes three quarters of the GPU's memory otherwise.
     "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
     # Collectives run beside the arithmetic; parameters are gathered in few large pieces.
@@ -25,11 +26,11 @@ _CUDA = {
 }
 
 ENVIRONMENTS: dict[str, dict[str, str]] = {
-    "cpu": {"GLIBC_TUNABLES": _MEMORY},
+    "cpu": MEMORY,
     "cuda12": _CUDA,
     "cuda13": _CUDA,
-    "tpu": {
-        "GLIBC_TUNABLES": _MEMORY,
+    "tpu": MEMORY
+    | {
         # Gathering of parameters is fused with the products that need them, over several steps of these.
         "LIBTPU_INIT_ARGS": " ".join(
             (

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from gptjax.errors import RESUBMIT
+from gptjax.launching.environments import MEMORY
 from gptjax.sweeps.board import Board, last_line
 from gptjax.sweeps.plan import Cell
 
@@ -91,7 +92,8 @@ def run_cells(
 def start(cell: Cell, cores: Sequence[int], command: Sequence[str]) -> subprocess.Popen:
     """Starts a cell on these cores; what it prints is added to its log."""
     cell.log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **dict.fromkeys(THREADS, str(len(cores))), "PYTHONUNBUFFERED": "1"}
+    threads = dict.fromkeys(THREADS, str(len(cores)))
+    environment = MEMORY | os.environ | threads | {"PYTHONUNBUFFERED": "1"}
     with cell.log.open("ab") as log:
         process = subprocess.Popen(
             [*command, *cell.words],
