@@ -146,7 +146,8 @@ def test_prompts_are_asked_again_only_when_all_have_been(tmp_path, tokenizer):
     ("wrong", "sentence"),
     [
         ({"batch_size": 3}, "batch_size = 3 does not divide asked = 8"),
-        ({"sampling": SamplingConfig(temperature=0.0)}, "n greedy replies are one"),
+        ({"sampling": SamplingConfig(temperature=0.0)}, "a temperature above 0 in best of n"),
+        ({"sampling": SamplingConfig(top_p=0.9), "n": 1}, "top_p 1"),
         (
             {"finetune": FinetuneConfig(dialogues={"ratings": 1.0}, length=8, batch_size=1, steps=1)},
             "must give 'best'",

@@ -75,31 +75,31 @@ def scored(case, rollout):
     return *score(case.policy, rollout), score(case.reference, rollout)[0]
 
 
-def numpy_advantages(estimator, rewards):
-    groups, found = rewards.reshape(-1, K), []
-    for group in groups:
-        for i, own in enumerate(group):
-            others = np.delete(group, i)
-            centred = own - group.mean()
+def numpy_advantages(estimator, scores, costs):
+    found = []
+    for score, cost in zip(scores.reshape(-1, K), costs.reshape(-1, K), strict=True):
+        for i in range(K):
+            own, others = (score - cost)[i], np.delete(score - cost, i)
+            standardised = (score[i] - score.mean()) / (score.std(ddof=1) + 1e-4)
             found.append(
                 {
                     "rloo": own - others.mean(),
-                    "grpo": centred / (group.std(ddof=1) + 1e-4),
-                    "dr_grpo": centred,
+                    "grpo": standardised - (cost[i] - cost.mean()),
+                    "dr_grpo": own - (score - cost).mean(),
                 }[estimator]
             )
     return np.array(found)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+@pytest.mark.parametrize("estimator", ["rloo", "grpo", "dr_grpo"])
 def test_the_first_update_follows_the_gradient_of_reinforce(estimator, case, rollout, scored):
     config = config_of(estimator=estimator)
     batch, metrics = make_experience(config)(rollout, SCORES, *scored)
     kl = np.asarray((scored[0] - scored[2]) * rollout.mask, np.float64).sum(1)
     scores = np.asarray(SCORES, np.float64) - 0.75 * ~np.asarray(rollout.ended)
     assert rollout.ended.any() and not rollout.ended.all() and np.abs(kl).max() > 0.01
-    advantages = numpy_advantages(estimator, scores - 0.3 * kl)
+    advantages = numpy_advantages(estimator, scores, 0.3 * kl)
     np.testing.assert_allclose(batch["advantages"], advantages, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(metrics["objective/kl"], kl.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["objective/scores"], scores.mean(), rtol=1e-5)
@@ -141,6 +141,9 @@ def test_the_ratio_may_be_that_of_a_whole_reply(estimator, rollout, scored, monk
     )
     assert abs(by_token[0] - loss) > 1e-3
     assert metrics["val/ratio"] == by_token[1]["val/ratio"]
+    share = np.mean(expected != -advantages * ratio)
+    np.testing.assert_allclose(metrics["policy/clipfrac_avg"], share, rtol=1e-6)
+    assert by_token[1]["policy/clipfrac_avg"] != metrics["policy/clipfrac_avg"]
 
 
 def test_groups_whose_rewards_are_equal_teach_nothing_and_are_counted(rollout, scored):
@@ -149,6 +152,17 @@ def test_groups_whose_rewards_are_equal_teach_nothing_and_are_counted(rollout, s
     batch, metrics = make_experience(config)(rollout, scores, *scored)
     assert metrics["val/equal_groups"] == 0.5
     assert not batch["advantages"][:4].any() and batch["advantages"][5] > 0 > batch["advantages"][4]
+
+
+def test_what_divergence_costs_is_not_blown_up_where_all_replies_score_the_same(rollout, scored):
+    """A thousandth of a unit a nat stays that small beside right and wrong."""
+    config = config_of(kl_coef=1e-3, missing_eos_penalty=0.0, estimator="grpo")
+    scores = jnp.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    batch, _ = make_experience(config)(rollout, scores, *scored)
+    kl = np.asarray(((scored[0] - scored[2]) * rollout.mask).sum(1), np.float64)
+    expected = -1e-3 * (kl[:4] - kl[:4].mean())
+    np.testing.assert_allclose(batch["advantages"][:4], expected, rtol=1e-4, atol=1e-9)
+    assert 0 < np.abs(expected).max() < 0.01 < 1 < batch["advantages"][5]
 
 
 def iterate(case, config, score_replies, count):

@@ -360,6 +360,7 @@ def test_minibatches_are_a_new_permutation_in_every_epoch_and_iteration():
         ({"accumulate": 3}, "batch_size = 8 does not divide into 1 mesh parts"),
         ({"sampling": dataclasses.replace(CONFIG.sampling, top_k=5)}, "sampling must have top_k 0"),
         ({"corpora": {}}, "ptx_coef needs corpora"),
+        ({"kl_coef": 0.0, "kl_target": 6.0}, "kl_target has no effect on kl_coef = 0"),
         ({"ptx_rows": 3, "accumulate": 2}, "ptx_rows = 3 must be a multiple"),
     ],
 )

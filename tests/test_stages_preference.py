@@ -21,12 +21,14 @@ from gptjax.data.preferences import (
     pack_ranked,
     swap_completions,
 )
+from gptjax.data.quality import DataError
 from gptjax.losses.preference import dpo_loss, ipo_loss, kto_loss, kto_reference_point, orpo_loss
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
 from gptjax.models.transformer import DecoderConfig
 from gptjax.sharding.mesh import MeshConfig, make_mesh, place
 from gptjax.stages import preference
+from gptjax.stages.policy_figures import JudgingConfig
 from gptjax.stages.preference import (
     Comparisons,
     PreferenceConfig,
@@ -280,6 +282,14 @@ def test_a_killed_run_ends_with_the_same_bits(base, tmp_path):
     figures = json.loads((tmp_path / "whole" / "done.json").read_text("utf-8"))["heldout"]
     assert 0 <= figures["accuracy"] <= 1 and figures["pairs"] > 10
     assert first["loss"] == pytest.approx(0.5, abs=1e-5)  # the policy is still the reference
+
+
+def test_text_to_be_judged_by_is_missed_before_anything_is_trained(base, tmp_path):
+    pytest.importorskip("vaderSentiment", reason="vaderSentiment is not installed (gptjax[data])")
+    judging = JudgingConfig(corpora={"mistyped": 1.0}, prompt_length=64, text_length=32)
+    with pytest.raises(DataError, match="mistyped"):
+        preference.run(dataclasses.replace(stage_config(base), judging=judging), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_finished_run_is_not_run_again(base, tmp_path, capsys):

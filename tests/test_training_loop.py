@@ -59,7 +59,7 @@ def poisoned_at(*numbers):
     return batches
 
 
-def train(folder, step, batches=batch_at, steps=9, save_every=4, evaluate=None, eval_every=0):
+def train(folder, step, batches=batch_at, steps=9, save_every=4, evaluate=None, eval_every=0, updates=1):
     settings = LoopSettings(
         stage="fit",
         folder=folder,
@@ -69,6 +69,7 @@ def train(folder, step, batches=batch_at, steps=9, save_every=4, evaluate=None, 
         identity={"data": "a"},
         tokens_per_step=8,
         flops_per_token=1.0,
+        updates=updates,
     )
     return run_loop(fresh_state(), step, batches, jax.random.key(3), settings, evaluate)
 
@@ -168,6 +169,19 @@ def test_skipped_steps_are_noted_with_their_batches(tmp_path, step, capsys):
     skipped = [event for event in read_events(tmp_path) if event["event"] == "skipped"]
     assert [(event["batch"], event["in_a_row"]) for event in skipped] == [(2, 1), (4, 1), (5, 2), (6, 3)]
     assert "fit: step 2 changed nothing (gradient norm nan), batch 2" in capsys.readouterr().out
+
+
+def test_a_step_of_several_updates_is_left_out_by_itself(tmp_path, step, capsys):
+    """Three updates in a row were left out in two steps, the third and the fourth."""
+
+    def spoilt(state, batch, key):
+        state, metrics = step(state, batch, key)
+        number = int(state.step)
+        return state, metrics | {"skipped": jnp.float32({3: 1, 4: 3}.get(number, 0))}
+
+    with pytest.raises(TrainingStopped, match=r"such as --rewind-to 2 --skip-batches 3:5"):
+        train(tmp_path, spoilt, updates=2)
+    assert "fit: step 3 left an update out (gradient norm" in capsys.readouterr().out
 
 
 def test_events_say_where_the_time_went(tmp_path, step):

@@ -27,6 +27,16 @@ class SamplingConfig:
     max_new_tokens: Count = 64
 
 
+def check_whole(sampling: SamplingConfig, where: str) -> None:
+    """Refuses a sampling of less than the whole distribution, which is what log-probabilities are of.
+
+    Raises:
+        ValueError: naming `where`.
+    """
+    if sampling.top_k or sampling.top_p < 1 or sampling.temperature == 0:
+        raise ValueError(f"sampling must have top_k 0, top_p 1 and a temperature above 0 in {where}")
+
+
 def shortlist(logits_BxV: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
     """The `top_k` largest logits of each row and their token ids: float32 and int32 `[B, top_k]`."""
     # Without the barrier XLA fuses what reads the result into the search, and sorts the whole vocabulary.

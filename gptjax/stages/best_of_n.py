@@ -21,19 +21,18 @@ from gptjax.data.chat import Messages
 from gptjax.data.quality import DataError
 from gptjax.errors import require
 from gptjax.evaluation.best_of_n import best_of_n_kl, doublings, expected_best_of_n, select_best
-from gptjax.generation.sampling import SamplingConfig
+from gptjax.generation.sampling import SamplingConfig, check_whole
 from gptjax.losses.rewards import eos_penalty
 from gptjax.ranges import Count, NonNegative, Seed, Weights
 from gptjax.runs import mark_done, open_run, read_done, stage_done, write_jsonl_atomic
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, replicated, to_host
 from gptjax.stages import finetune
-from gptjax.stages.conventions import Conventions
 from gptjax.stages.finetune import FinetuneConfig
 from gptjax.stages.handover import TrainedModel, check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.many_replies import choose_prompts, make_replies, prompt_batches, text_lengths
 from gptjax.stages.ppo_data import reply_lengths
-from gptjax.stages.ppo_evaluation import evaluate_policies
+from gptjax.stages.ppo_evaluation import make_comparison
 from gptjax.training.loop import LoopSettings, run_loop
 from gptjax.training.metrics import seconds_spent
 
@@ -87,8 +86,7 @@ class BestOfNConfig:
             raise ValueError(
                 f"batch_size = {self.batch_size} does not divide asked = {self.asked}: use a divisor of it"
             )
-        if self.n > 1 and self.sampling.temperature == 0:
-            raise ValueError("sampling must have a temperature above 0: n greedy replies are one")
+        check_whole(self.sampling, "best of n, whose divergence is of whole distributions")
 
 
 @jax.tree_util.register_dataclass
@@ -196,6 +194,7 @@ def run(config: BestOfNConfig, folder: Path, may_change: Iterable[str] = ()) -> 
     base, reward = load_model(config.policy, mesh, "language"), load_model(config.reward, mesh, "scalar")
     prompts = choose_prompts(config, base.tokenizer)
     batch_at = prompt_batches([ids for _, ids in prompts], config, base.tokenizer.pad_id, mesh)
+    compare = make_comparison(config, base, reward, config.text_length)
 
     settings = LoopSettings(
         stage="best of n",
@@ -225,7 +224,7 @@ def run(config: BestOfNConfig, folder: Path, may_change: Iterable[str] = ()) -> 
     curve = frontier(to_host(drawn.scores))
     for point in curve:
         print(f"best of {point['n']}: reward {point['reward']:.3f} at {point['kl']:.2f} nats", flush=True)
-    figures = evaluate_policies(config, base, reward, tuned.params, folder, config.text_length, Conventions())
+    figures = compare(tuned.params, folder)
     save_model(folder, "language", tuned.definition.config, tuned.params, base.tokenizer)
     trained = read_done(folder / "finetune")
     summary = {"seconds": time.monotonic() - started, "tokens": trained["tokens"], "kept": kept}

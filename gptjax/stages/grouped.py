@@ -23,7 +23,7 @@ from gptjax.config import configclass
 from gptjax.data.mixture import Mixture
 from gptjax.errors import require
 from gptjax.generation.decode import left_pad
-from gptjax.generation.sampling import SamplingConfig
+from gptjax.generation.sampling import SamplingConfig, check_whole
 from gptjax.losses.group_advantages import group_normalised_advantages, leave_one_out_advantages
 from gptjax.losses.masked import token_weights
 from gptjax.losses.ppo import policy_loss, ratio_variance
@@ -33,14 +33,13 @@ from gptjax.models.heads import LanguageModel
 from gptjax.ranges import Count, NonNegative, Positive, Seed, Weights
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, place
-from gptjax.stages.conventions import Conventions
 from gptjax.stages.experience import make_score, reply_metrics
 from gptjax.stages.handover import check_bases, load_model, save_model
 from gptjax.stages.keys import stage_key
 from gptjax.stages.ppo_data import reply_lengths
-from gptjax.stages.ppo_evaluation import evaluate_policies
+from gptjax.stages.ppo_evaluation import make_comparison
 from gptjax.stages.ppo_iteration import minibatch_order
-from gptjax.stages.reply_rewards import make_scorer, read_questions, share_right
+from gptjax.stages.reply_rewards import make_right_share, make_scorer, read_questions
 from gptjax.stages.rollout import Rollout, draw, response_log_probs
 from gptjax.stages.self_check import SelfCheck, announce, check_summary
 from gptjax.stages.sharded import bounded, compile_step, create_state, first_step
@@ -64,7 +63,8 @@ class GroupedConfig:
         ratio: what the clip bounds: the probability ratio of each "token", or one of the "reply", as in TRL's
             RLOO; with "grpo" that is the geometric mean of its tokens' (GSPO, Zheng et al. 2025).
         group_size: replies to a prompt (K).
-        kl_coef: reward units that a reply pays for a nat of divergence from the reference.
+        kl_coef: what a reply pays for a nat of divergence from the reference: reward units, with "grpo"
+            standard deviations of its group's scores.
         missing_eos_penalty: what a reply that never ends loses.
         sampling, prompt_length, iterations, batch_size, epochs, minibatches, accumulate, clip: as in PPO.
         corpora, text_length: with a reward model, text whose held-out part is measured at the end; the
@@ -111,8 +111,7 @@ class GroupedConfig:
                 )
         check_batch(self.batch_size // self.group_size, self.mesh)
         check_batch(self.batch_size // self.minibatches, self.mesh, self.accumulate)
-        if self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.temperature == 0:
-            raise ValueError("sampling must have top_k 0, top_p 1 and a temperature above 0 in RLOO and GRPO")
+        check_whole(self.sampling, "RLOO and GRPO")
 
 
 @jax.tree_util.register_dataclass
@@ -129,14 +128,18 @@ class GroupedState:
     policy: TrainState
 
 
-def advantages_of(config: GroupedConfig, rewards_B: jax.Array) -> jax.Array:
-    """One advantage a reply, float32 `[B]`; a prompt's K replies are neighbours."""
-    rewards_GxK = rewards_B.reshape(-1, config.group_size)
-    every = jnp.ones_like(rewards_GxK)
+def advantages_of(config: GroupedConfig, scores_B: jax.Array, costs_B: jax.Array) -> jax.Array:
+    """One advantage a reply, float32 `[B]`, of its score and what its divergence costs.
+
+    A prompt's K replies are neighbours. GRPO standardises the scores alone: among replies of one score the
+    costs are all there is, and standardised they would count as much as any score.
+    """
+    scores_GxK, costs_GxK = (x.reshape(-1, config.group_size) for x in (scores_B, costs_B))
+    every = jnp.ones_like(scores_GxK)
     if config.estimator == "rloo":
-        return leave_one_out_advantages(rewards_GxK, every).reshape(-1)
-    scale = config.estimator == "grpo"
-    return group_normalised_advantages(rewards_GxK, every, scale=scale).reshape(-1)
+        return leave_one_out_advantages(scores_GxK - costs_GxK, every).reshape(-1)
+    scores = group_normalised_advantages(scores_GxK, every, scale=config.estimator == "grpo")
+    return (scores - group_normalised_advantages(costs_GxK, every, scale=False)).reshape(-1)
 
 
 def make_experience(config: GroupedConfig):
@@ -147,19 +150,19 @@ def make_experience(config: GroupedConfig):
         mask = rollout.mask
         scores = eos_penalty(raw_scores, rollout.ended, kind="subtract", penalty=config.missing_eos_penalty)
         kl_B = ((log_probs - ref_log_probs) * mask).sum(1)
-        rewards = scores - config.kl_coef * kl_B
+        costs = config.kl_coef * kl_B
         scores_GxK = scores.reshape(-1, config.group_size)
         metrics = reply_metrics(rollout, log_probs, ref_log_probs, entropies, rollout.ended) | {
             "objective/scores": scores.mean(),
             "objective/raw_scores": raw_scores.mean(),
-            "objective/non_score_reward": -config.kl_coef * kl_B.mean(),
-            "objective/rlhf_reward": rewards.mean(),
+            "objective/non_score_reward": -costs.mean(),
+            "objective/rlhf_reward": (scores - costs).mean(),
             "val/equal_groups": (scores_GxK.max(1) == scores_GxK.min(1)).mean(),
         }
         aggregate = "seq_mean_token_mean" if config.estimator == "grpo" else "seq_mean_token_sum"
         weights = token_weights(mask, aggregate)
         batch = {"rollout": rollout, "old_log_probs": log_probs, "weights": weights}
-        return batch | {"advantages": advantages_of(config, rewards)}, metrics
+        return batch | {"advantages": advantages_of(config, scores, costs)}, metrics
 
     return experience
 
@@ -171,14 +174,15 @@ def make_grouped_loss(config: GroupedConfig, language: ModelDefinition):
         log_probs, _ = response_log_probs(language, params, batch["rollout"], config.sampling.temperature)
         old, weights, advantages_Bx1 = batch["old_log_probs"], batch["weights"], batch["advantages"][:, None]
         given = log_probs, old, jnp.broadcast_to(advantages_Bx1, log_probs.shape)
-        # What is watched is a mean over tokens, whatever a token counts in the loss.
+        # What is watched is a mean over tokens, whatever a token counts in the loss, but for what is clipped.
         mask, tokens = batch["rollout"].mask, totals["tokens"]
         _, metrics = policy_loss(*given, mask, clip=config.clip, denominator=tokens)
         if config.ratio == "reply":
             whole = [jnp.sum(x * weights, axis=1, keepdims=True) for x in (log_probs, old)]
             given, weights = (*whole, advantages_Bx1), jnp.ones_like(advantages_Bx1)
-        loss, _ = policy_loss(*given, weights, clip=config.clip, denominator=totals["replies"])
-        return loss, metrics | {"loss/policy_avg": jax.lax.stop_gradient(loss)}
+        loss, of_loss = policy_loss(*given, weights, clip=config.clip, denominator=totals["replies"])
+        clipped = (metrics if config.ratio == "token" else of_loss)["policy/clipfrac_avg"]
+        return loss, metrics | {"loss/policy_avg": of_loss["loss/policy_avg"], "policy/clipfrac_avg": clipped}
 
     return loss_fn
 
@@ -257,8 +261,11 @@ def run(config: GroupedConfig, folder: Path, may_change: Iterable[str] = ()) -> 
     check(config)
     base = load_model(config.policy, mesh, "language")
     reward = None if config.reward == "answers" else load_model(config.reward, mesh, "scalar")
-    if reward is not None:
+    if reward is None:
+        compare = make_right_share(config, base)
+    else:
         require("vaderSentiment")
+        compare = make_comparison(config, base, reward, config.text_length)
     # Without dropout: with it the ratio of the first pass would not be 1.
     language = ModelDefinition(LanguageModel, dataclasses.replace(base.definition.config, dropout=0.0))
     questions = read_questions(config, "train", base.tokenizer)
@@ -287,16 +294,13 @@ def run(config: GroupedConfig, folder: Path, may_change: Iterable[str] = ()) -> 
         flops_per_token=None,  # most of the work is not training: sampling, and models that read
         devices=config.mesh.size,
         started=started,
+        updates=config.epochs * config.minibatches,
     )
     key = stage_key(config.seed, "grouped")
     state = run_loop(state, iteration, lambda number: place(mixture.batch_at(number), mesh), key, settings)
 
-    final = state.policy.params
-    if reward is None:
-        figures = share_right(config, base, final, folder)
-    else:
-        figures = evaluate_policies(config, base, reward, final, folder, config.text_length, Conventions())
-    save_model(folder, "language", language.config, final, base.tokenizer)
+    figures = compare(state.policy.params, folder)
+    save_model(folder, "language", language.config, state.policy.params, base.tokenizer)
     rows = read_metrics(folder / "metrics.jsonl")
     tokens = round(sum(row.get("val/response_length", 0.0) for row in rows) * config.batch_size)
     cost = {"seconds": time.monotonic() - started, "tokens": tokens}

@@ -1,18 +1,14 @@
 """How a policy that was aligned without a reward model is judged: as PPO's is, when it is asked for."""
 
-from pathlib import Path
-
 import jax
 from pydantic import Field
 
 from gptjax.config import configclass
 from gptjax.errors import require
-from gptjax.generation.sampling import SamplingConfig
-from gptjax.models.functional import Params
+from gptjax.generation.sampling import SamplingConfig, check_whole
 from gptjax.ranges import Count, Seed, Weights
-from gptjax.stages.conventions import Conventions
 from gptjax.stages.handover import TrainedModel, check_fit, load_model
-from gptjax.stages.ppo_evaluation import evaluate_policies
+from gptjax.stages.ppo_evaluation import make_comparison
 
 
 @configclass
@@ -37,9 +33,12 @@ class JudgingConfig:
     text_length: Count = 128
     seed: Seed = 0
 
+    def __post_init__(self):
+        check_whole(self.sampling, "judging, whose divergences are of whole distributions")
+
 
 def make_judge(config: JudgingConfig | None, base: TrainedModel, mesh: jax.sharding.Mesh):
-    """`judge(params, folder) -> figures` of `evaluate_policies`, which writes replies to `samples.jsonl`.
+    """`judge(params, folder) -> figures` of `make_comparison`, which writes replies to `samples.jsonl`.
 
     Made before training, so that what is missing is missed at once. Without a configuration there are none.
 
@@ -55,8 +54,4 @@ def make_judge(config: JudgingConfig | None, base: TrainedModel, mesh: jax.shard
     lengths = {"judging.prompt_length + judging.sampling.max_new_tokens": longest}
     lengths |= {"judging.text_length": config.text_length} if config.corpora else {}
     check_fit(lengths, {"base": base} | ({config.reward: reward} if reward else {}))
-
-    def judge(params: Params, folder: Path) -> dict:
-        return evaluate_policies(config, base, reward, params, folder, config.text_length, Conventions())
-
-    return judge
+    return make_comparison(config, base, reward, config.text_length)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from gptjax.config import ConfigError, configclass
 from gptjax.errors import require
-from gptjax.generation.sampling import SamplingConfig
+from gptjax.generation.sampling import SamplingConfig, check_whole
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
 from gptjax.models.lora import LoraConfig
@@ -129,7 +129,7 @@ class PpoConfig:
     save_every: Count = 10
     eval_prompts: Count = 256
     eval_bytes: Count = 40_000
-    tracking: TrackingConfig | None = TrackingConfig(every=12, replies=False)
+    tracking: TrackingConfig | None = TrackingConfig()
     seed: Seed = 0
     presets: ClassVar = PRESETS
 
@@ -140,8 +140,7 @@ class PpoConfig:
                 "use a divisor of it"
             )
         check_batch(self.batch_size // self.minibatches, self.mesh, self.accumulate)
-        if self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.temperature == 0:
-            raise ValueError("sampling must have top_k 0, top_p 1 and a temperature above 0 in PPO")
+        check_whole(self.sampling, "PPO")
         if self.conventions.cut_after >= self.sampling.max_new_tokens:
             raise ValueError(
                 f"conventions.cut_after = {self.conventions.cut_after} must be below "
@@ -150,6 +149,10 @@ class PpoConfig:
         if self.conventions.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "conventions.kl_in = 'loss' needs kl_estimator 'k2' or 'k3': the gradient of k1 averages to 0"
+            )
+        if self.kl_target is not None and not self.kl_coef:
+            raise ValueError(
+                "kl_target has no effect on kl_coef = 0, which it multiplies: give a first kl_coef"
             )
         if self.disagreement_penalty and not self.ensemble:
             raise ValueError("disagreement_penalty needs ensemble: name the reward models that may disagree")
@@ -276,6 +279,7 @@ def run(config: PpoConfig, folder: Path, may_change: Iterable[str] = ()) -> None
         flops_per_token=None,  # most of the work is not training: sampling, and four models that read
         devices=config.mesh.size,
         started=started,
+        updates=config.epochs * config.minibatches,
     )
 
     def learnt(state: PpoState):

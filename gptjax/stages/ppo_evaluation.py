@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -151,22 +152,17 @@ def compare_policies(evaluation: Evaluation, base: TrainedModel, params, folder:
     return figures | distances
 
 
-def evaluate_policies(
-    config,
-    base: TrainedModel,
-    reward: TrainedModel | None,
-    params,
-    folder: Path,
-    text_length: int,
-    conventions: Conventions,
-) -> dict:
-    """`compare_policies` after the last step of a stage; arguments as those of `make_evaluation`.
+def make_comparison(
+    config, base: TrainedModel, reward: TrainedModel | None, text_length: int
+) -> Callable[[Params, Path], dict]:
+    """`compare(params, folder) -> figures`: `compare_policies` after the last step of a stage.
 
-    Without a reward model the figures have no "reward".
+    Made before the first, so that what is missing is missed at once. Arguments as those of `make_evaluation`;
+    without a reward model the figures have no "reward".
     """
     judges = {"reward": reward} if reward else {}
-    evaluation = make_evaluation(config, base, judges, text_length, conventions)
-    return compare_policies(evaluation, base, params, folder)
+    evaluation = make_evaluation(config, base, judges, text_length, Conventions())
+    return partial(compare_policies, evaluation, base)
 
 
 def heldout_prompts(config) -> list[Messages]:

@@ -3,6 +3,7 @@
 Legend: B replies, G prompts, P prompt slots.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from gptjax.data.chat import Messages, render_prompt
 from gptjax.data.quality import BadRows, DataError
 from gptjax.evaluation.answers import final_answer, is_right
 from gptjax.generation.decode import left_pad
+from gptjax.models.functional import Params
 from gptjax.runs import write_jsonl_atomic
 from gptjax.sharding.mesh import to_host
 from gptjax.stages.dialogue_rows import read_line, read_source
@@ -81,10 +83,14 @@ def make_scorer(reward: TrainedModel | None, questions: Questions, tokenizer):
     return check
 
 
-def share_right(config, base: TrainedModel, params, folder: Path) -> dict:
-    """How many held-out questions reference and policy answer rightly, with the same seeds.
+def make_right_share(config, base: TrainedModel) -> Callable[[Params, Path], dict]:
+    """`compare(params, folder)`: how many held-out questions reference and policy answer rightly.
 
-    Writes every reply to `samples.jsonl`. Returns, for "reference" and "policy", `right` and `ended`.
+    Both have the same seeds. It writes every reply to `samples.jsonl` and returns, for "reference" and
+    "policy", `right` and `ended`. Made before training, so that what is missing is missed at once.
+
+    Raises:
+        DataError: see `read_questions`.
     """
     questions = read_questions(config, "heldout", base.tokenizer)
     count = min(config.eval_prompts, len(questions.ids))
@@ -93,17 +99,22 @@ def share_right(config, base: TrainedModel, params, folder: Path) -> dict:
     keys = jax.random.split(stage_key(config.seed, "grouped evaluation"), count)
     ends = tokenizer.im_end_id, tokenizer.pad_id
     reply = jax.jit(lambda policy: draw(base.definition, policy, tokens, mask, keys, config.sampling, *ends))
-    check, figures, said = make_scorer(None, questions, tokenizer), {}, {}
-    for name, policy in (("reference", base.params), ("policy", params)):
-        rollout = reply(policy)
-        said[name] = texts_of(rollout, tokenizer)
-        right, ended = check(rollout, numbers), to_host(rollout.ended)
-        figures[name] = {"right": float(right.mean()), "ended": float(ended.mean())}
-        print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
-    samples = [
-        {"prompt": tokenizer.decode(questions.ids[i]), "data": questions.replies[i]}
-        | {name: said[name][i] for name in said}
-        for i in range(count)
-    ]
-    write_jsonl_atomic(folder / "samples.jsonl", samples)
-    return figures
+    check = make_scorer(None, questions, tokenizer)
+
+    def compare(params: Params, folder: Path) -> dict:
+        figures, said = {}, {}
+        for name, policy in (("reference", base.params), ("policy", params)):
+            rollout = reply(policy)
+            said[name] = texts_of(rollout, tokenizer)
+            right, ended = check(rollout, numbers), to_host(rollout.ended)
+            figures[name] = {"right": float(right.mean()), "ended": float(ended.mean())}
+            print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures[name].items()), flush=True)
+        samples = [
+            {"prompt": tokenizer.decode(questions.ids[i]), "data": questions.replies[i]}
+            | {name: said[name][i] for name in said}
+            for i in range(count)
+        ]
+        write_jsonl_atomic(folder / "samples.jsonl", samples)
+        return figures
+
+    return compare

@@ -50,8 +50,8 @@ class TrackingConfig:
         shots: examples in the context of each of their questions.
     """
 
-    every: Count = 5
-    replies: bool = True
+    every: Count = 12
+    replies: bool = False
     gold: str = ""
     answer_tokens: Natural = 0
     tasks: tuple[Literal["majority", "addition"], ...] = ()

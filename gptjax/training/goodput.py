@@ -21,7 +21,7 @@ CAUSES = {
     "starting": "reading data, restoring and compiling, until the first step is finished",
     "saving": "the loop waited for a checkpoint to be taken",
     "evaluating": "measurements on held-out data during training",
-    "skipped": "steps that changed nothing",
+    "skipped": "steps with an update that was left out",
     "redone": "work after the last checkpoint, done again after a kill",
     "down": "nothing ran between two starts",
 }

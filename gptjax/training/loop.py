@@ -41,6 +41,7 @@ class LoopSettings:
         flops_per_token: for the share of the peak, where the peak is known; None shows no share.
         devices: number of devices the step runs on.
         started: see `MetricsWriter`.
+        updates: optimiser updates of a step, one after the other.
         keep: how many of the newest checkpoints are kept.
         hang_after: seconds without a finished step after which the run is ended, at least; see `Watchdog`.
     """
@@ -55,6 +56,7 @@ class LoopSettings:
     flops_per_token: float | None
     devices: int = 1
     started: float | None = None
+    updates: int = 1
     keep: int = 2
     hang_after: float = 120.0
 
@@ -76,6 +78,7 @@ class Journal:
 
     def __init__(self, settings: LoopSettings, start: int, about: dict[str, str]):
         self._settings, folder = settings, settings.folder
+        self._skipping_since: int | None = None
         now = time.monotonic()
         # `started` is set back by what earlier starts took.
         began = now if settings.started is None else min(now, settings.started + seconds_spent(folder))
@@ -97,7 +100,7 @@ class Journal:
         """Waits for the metrics of a step and writes them.
 
         Raises:
-            TrainingStopped: three steps in a row changed nothing.
+            TrainingStopped: three updates in a row were left out.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._writer.write(number, values, self._settings.stage)
@@ -106,13 +109,18 @@ class Journal:
         self.time.step("skipped" if skipped or "left_out" in values else "")
         if skipped:
             self._skipped(number, skipped, values)
+        else:
+            self._skipping_since = None
 
     def _skipped(self, number: int, skipped: int, values: dict[str, float]) -> None:
         stage, norm = self._settings.stage, str(values.get("gradient_norm"))
         self.events.add("skipped", step=number, batch=number, gradient_norm=norm, in_a_row=skipped)
-        print(f"{stage}: step {number} changed nothing (gradient norm {norm}), batch {number}", flush=True)
+        what = "changed nothing" if self._settings.updates == 1 else "left an update out"
+        print(f"{stage}: step {number} {what} (gradient norm {norm}), batch {number}", flush=True)
+        if self._skipping_since is None:
+            self._skipping_since = number - (skipped - 1) // self._settings.updates
         if skipped >= SKIPS_ALLOWED:
-            first = number - SKIPS_ALLOWED + 1
+            first = self._skipping_since
             raise TrainingStopped(
                 f"{stage} stopped at step {number}: the loss or gradient was a spike or not finite "
                 f"{SKIPS_ALLOWED} times in a row; lower the learning rate, or go back and leave batches out, "
