@@ -20,8 +20,10 @@ class Parser(argparse.ArgumentParser):
     def _sentence(self, message: str, nearest) -> str:
         if found := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.+)\)", message):
             what, word, choices = found.groups()
-            close = nearest(word, [choice.strip("'") for choice in choices.split(", ")])
-            return f"unknown {what.lower()} '{word}' of {self.prog}: the nearest is '{close}'"
+            known = [choice.strip("'") for choice in choices.split(", ")]
+            among = f" among {', '.join(known)}" if what.startswith("--") else ""
+            close = nearest(word, known)
+            return f"unknown {what.lower()} '{word}' of {self.prog}: the nearest{among} is '{close}'"
         if found := re.fullmatch(r"unrecognized arguments: (--[^ =]+).*", message):
             known = [option for action in self._actions for option in action.option_strings]
             return f"unknown option '{found[1]}' of {self.prog}: the nearest is '{nearest(found[1], known)}'"

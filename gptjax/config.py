@@ -58,7 +58,8 @@ def load_experiment(path: str | Path, function: str = "config") -> typing.Any:
         raise ConfigError(f"there is no experiment file {path}{_nearest_file(path, function)}")
     module = _import_file(path)
     if not callable(getattr(module, function, None)):
-        raise ConfigError(f"{path} has no function {function}(): add one that returns the configuration")
+        what = "the configuration" if function == "config" else "a SweepConfig, or name the file of a sweep"
+        raise ConfigError(f"{path} has no function {function}(): add one that returns {what}")
     with _sentences_for(path):
         config = getattr(module, function)()
     if not is_config(config):

@@ -39,13 +39,18 @@ def describe_environment() -> dict:
         "backend": jax.default_backend(),
         "devices": f"{len(devices)} x {', '.join(kinds)}",
         "processes": jax.process_count(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         "git": git_revision(),
         "warnings": warnings(jax.default_backend(), accelerators_present(), installed_packages()),
         "packages": installed_packages(),
     }
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def return_freed_memory() -> None:
@@ -195,12 +200,18 @@ def _memory_gib() -> float:
 
 
 def use_compilation_cache() -> Path:
-    """Keeps compiled programs in `$JAX_COMPILATION_CACHE_DIR` or `~/.cache/gptjax/jax` for the next start."""
+    """Keeps compiled programs in `$JAX_COMPILATION_CACHE_DIR` or `~/.cache/gptjax/jax` for the next start.
+
+    They lie in `cores-N` there: XLA cuts a CPU's programs to the cores it may use, and one that was cut to
+    others adds up in another order. A run that found it would have other bits than one that did not.
+    """
     import jax
 
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/gptjax/jax")
+    kept = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/gptjax/jax")
+    folder = kept / f"cores-{usable_cores()}"
     # Whoever can write here can make us run their machine code.
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True, mode=0o700)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder

@@ -41,7 +41,14 @@ def override(
     changes = {}
     config, pairs = _apply_presets(config, list(_pairs(config, arguments)), file)
     for key, text in pairs:
-        path, annotation = _find(config, key, file, options)
+        path, node, annotation = _find(config, key, file, options)
+        absent = _may_be_absent(annotation) and (text or "").lower() == "none"
+        if is_config(node) and not absent:
+            example = f"{key}.{next(iter(fields_of(node)))}"
+            instead = ", or 'none' to leave it out" if _may_be_absent(annotation) else ""
+            raise ConfigError(
+                f"key '{key}' in {file} is a group: set one of its keys, such as '{example}'{instead}"
+            )
         if text is None:
             raise ConfigError(f"key '{key}' has no value: write --{key} VALUE")
         for other in changes:
@@ -49,7 +56,7 @@ def override(
             if path[:common] == other[:common]:
                 earlier = "" if other == path else f", first by '{'.'.join(other)}'"
                 raise ConfigError(f"key '{'.'.join(path)}' in {file} is set twice{earlier}: set it once")
-        changes[path] = _read(text, annotation, ".".join(path), file)
+        changes[path] = None if absent else _read(text, annotation, ".".join(path), file)
     return _rebuild(config, changes, file)
 
 
@@ -176,8 +183,8 @@ def _apply_presets(config: typing.Any, pairs: list, file: str) -> tuple[typing.A
 
 def _find(
     config: typing.Any, key: str, file: str, options: typing.Iterable[str]
-) -> tuple[tuple[str, ...], typing.Any]:
-    """The path of a dotted key in the configuration and the annotation of what lies there."""
+) -> tuple[tuple[str, ...], typing.Any, typing.Any]:
+    """The path of a dotted key in the configuration, what lies there, and its annotation."""
     path, node, annotation = (), config, None
     for part in key.split("."):
         name = part.replace("-", "_")
@@ -195,10 +202,12 @@ def _find(
             closest = words.get(closest, closest)
             raise ConfigError(f"unknown key '{key}' in {file}: the nearest valid {kind} is '{closest}'")
         path = (*path, name)
-    if is_config(node):
-        example = f"{key}.{next(iter(fields_of(node)))}"
-        raise ConfigError(f"key '{key}' in {file} is a group: set one of its keys, such as '{example}'")
-    return path, annotation
+    return path, node, annotation
+
+
+def _may_be_absent(annotation: typing.Any) -> bool:
+    """Whether None is among the values of an annotation."""
+    return type(None) in typing.get_args(annotation)
 
 
 def _child(config: typing.Any, name: str) -> typing.Any:

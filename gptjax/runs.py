@@ -24,6 +24,9 @@ _LAYOUT = re.compile(
     r"(?P<stage>(\w+\.)*)(?P<key>mesh\.(stage|data|fsdp|sequence|tensor)|accumulate|save_every) was .*"
 )
 
+# What a run writes before it reads its data.
+BEFORE_ANYTHING = {"config.json", "environment.txt"}
+
 
 class RunFolderRefused(ConfigError):
     """The run folder belongs to another run or cannot be made: nothing was started."""
@@ -35,7 +38,7 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
     Writes the resolved configuration to `config.json` and package versions, git revision and command line to
     `environment.txt`; each resume adds its own block to the latter. The mesh, `accumulate` and `save_every`
     may differ from those of an earlier start; what differs is said, and noted in `events.jsonl`. A finished
-    run keeps those that it had.
+    run keeps those that it had; a start that ended before it did anything binds nobody.
 
     Args:
       folder: where the run lives.
@@ -48,7 +51,7 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
     """
     folder, stored, wanted = Path(folder), Path(folder) / "config.json", to_json(config)
     changes, layout = [], []
-    if stored.exists():
+    if stored.exists() and {path.name for path in folder.iterdir()} - BEFORE_ANYTHING:
         changes = difference(json.loads(stored.read_text("utf-8")), wanted)
         layout = [change for change in changes if _is_layout(change, wanted)]
         refused = [

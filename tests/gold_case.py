@@ -84,7 +84,9 @@ def small_ppo(root: Path, config: PpoConfig, reward: str) -> PpoConfig:
         optimizer=FAST,
         eval_prompts=16,
         eval_bytes=1000,
-        tracking=TrackingConfig(every=2, gold=str(root / "gold"), answer_tokens=4, tasks=("majority",)),
+        tracking=TrackingConfig(
+            every=2, replies=True, gold=str(root / "gold"), answer_tokens=4, tasks=("majority",)
+        ),
         self_check_every=2,
     )
 

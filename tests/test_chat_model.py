@@ -146,5 +146,5 @@ def test_a_run_without_a_chat_model_is_refused(tmp_path):
 
 def test_a_reward_model_is_no_chat_model(config, tokenizer, tmp_path):
     saved(ScalarModel, config, tokenizer, tmp_path)
-    with pytest.raises(ConfigError, match="holds no finished chat model"):
+    with pytest.raises(ConfigError, match="holds a scalar model, which does not chat"):
         load_chat_model(tmp_path)

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from gptjax import cli, environment
+from gptjax.environment import usable_cores, use_compilation_cache
 
 TESTS = Path(__file__).parent
 CHILD = '''"""A tiny experiment, for tests.
@@ -111,7 +112,10 @@ def test_an_error_is_one_sentence_and_an_exit_code(workplace, capsys, words, cod
         ("", "gptjax needs COMMAND: see gptjax --help"),
         ("tran experiments/tiny.py", "unknown command 'tran' of gptjax: the nearest is 'train'"),
         ("sweep", "gptjax sweep needs file: see gptjax sweep --help"),
-        ("sweep x.py --backend slrm", "unknown --backend 'slrm' of gptjax sweep: the nearest is 'slurm'"),
+        (
+            "sweep x.py --backend slrm",
+            "unknown --backend 'slrm' of gptjax sweep: the nearest among local, slurm, print is 'slurm'",
+        ),
         ("sweep x.py --jobs two", "option '--jobs' of gptjax sweep must be an integer, but 'two' was given"),
         ("compare x.py --metrc a", "unknown option '--metrc' of gptjax compare: the nearest is '--metric'"),
         (
@@ -233,5 +237,15 @@ def test_a_second_start_finds_the_compiled_program(tmp_path):
         for _ in range(2)
     ]
     assert hits[0] == 0 and hits[1] > 0
-    folder = tmp_path / ".cache/gptjax/jax"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and any(folder.iterdir())
+    (folder,) = (tmp_path / ".cache/gptjax/jax").iterdir()
+    assert folder.name == f"cores-{usable_cores()}" and any(folder.iterdir())
+    assert {stat.S_IMODE(kept.stat().st_mode) for kept in (folder, folder.parent)} == {0o700}
+
+
+def test_other_cores_have_programs_of_their_own(tmp_path, monkeypatch):
+    """A program that was made for one core adds up in another order than one for two."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("jax.config.update", lambda name, value: None)
+    for cores in ({0}, {0, 1}):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores, raising=False)
+        assert use_compilation_cache() == tmp_path / f"cores-{len(cores)}"

@@ -107,6 +107,16 @@ def test_a_key_of_a_group_that_is_none_switches_the_group_on():
     assert BASE.draft is None, "the original must not change"
 
 
+def test_none_switches_a_group_off_that_may_be_absent():
+    drafting = override(BASE, ["--draft.width", "8"])
+    assert override(drafting, ["--draft", "none"]).draft is None
+    assert override(BASE, ["--draft=None"]) == BASE
+    with pytest.raises(ConfigError, match="'draft.width', or 'none' to leave it out"):
+        override(drafting, ["--draft", "8"])
+    with pytest.raises(ConfigError, match="set one of its keys, such as 'model.width'$"):
+        override(BASE, ["--model", "none"])
+
+
 def test_no_before_a_truth_denies_it():
     for words in ("--checks.no-self-check", "--checks.no_self_check", "--checks.no-self-check --steps 3"):
         assert override(BASE, words.split()).checks == Checks(self_check=False)

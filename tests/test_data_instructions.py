@@ -17,6 +17,9 @@ def test_the_prompt_has_its_parts_with_a_blank_line_between_them():
     assert instruction_prompt("Add.", "1 and 2") == expected
 
 
+TEXTS = "malformed field: instruction, input and output must be texts"
+
+
 def test_alpaca_s_rows_and_self_instruct_s_are_the_same_dialogue():
     instance = {"input": " 1 and 2\n", "output": "3 "}
     fault, dialogue = dialogue_of_instruction({"instruction": "Add."} | instance)
@@ -34,11 +37,11 @@ def test_alpaca_s_rows_and_self_instruct_s_are_the_same_dialogue():
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ({"instruction": "Add."}, "missing field"),
-        ({"instruction": "Add.", "instances": []}, "malformed field"),
-        ({"instruction": "Add.", "instances": ["x"]}, "malformed field"),
-        ({"instruction": 7, "output": "x"}, "malformed field"),
-        ({"instruction": "Add.", "input": None, "output": "x"}, "malformed field"),
+        ({"instruction": "Add."}, "missing field: output"),
+        ({"instruction": "Add.", "instances": []}, "malformed field: instances must be a list of objects"),
+        ({"instruction": "Add.", "instances": ["x"]}, "malformed field: instances must be a list of objects"),
+        ({"instruction": 7, "output": "x"}, TEXTS),
+        ({"instruction": "Add.", "input": None, "output": "x"}, TEXTS),
         ({"instruction": "Add.", "output": "\ud800"}, "not UTF-8"),
         ({"instruction": "Add.", "output": " "}, "empty text"),
         ({"instruction": "", "output": "x"}, "empty text"),

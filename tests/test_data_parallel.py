@@ -55,11 +55,11 @@ def test_untranslated_and_repeated_pairs_are_counted_and_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("line", "kind"),
     [
-        (b'{"en": "tree"}', "missing field"),
-        (b'{"en": "tree", "zh": 3}', "malformed field"),
+        (b'{"en": "tree"}', "missing field: zh"),
+        (b'{"en": "tree", "zh": 3}', "malformed field: zh and en must be texts"),
         (b'{"en": " ", "zh": "a"}', "empty text"),
         (b'{"en": "tree", "zh": "\\ud800"}', "not UTF-8"),
-        (b"[1]", "not JSON"),
+        (b"[1]", "not JSON: a row must be an object"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -71,7 +71,9 @@ def test_bad_rows_are_named(tmp_path, line, kind):
 
 def test_bad_lines_of_tsv_are_named(tmp_path):
     (tmp_path / "a.tsv").write_bytes(b"zh\ten\na\tb\tc\n\xff\tb\n")
-    with pytest.raises(DataError, match=r"a.tsv:2 \(malformed field\); .*a.tsv:3 \(not UTF-8\)"):
+    with pytest.raises(
+        DataError, match=r"a.tsv:2 \(malformed field: \d cells for \d columns\); .*a.tsv:3 \(not UTF-8\)"
+    ):
         read(tmp_path)
     (tmp_path / "a.tsv").write_bytes(b"chinese\tenglish\na\tb\n")
     with pytest.raises(DataError, match="missing field"):

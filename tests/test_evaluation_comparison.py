@@ -137,7 +137,7 @@ def test_the_command_writes_tables_and_drawings(workplace, capsys):
         (["runs/x/begun-0", "--metric", "heldout.loss"], "none of these runs is finished"),
         (["runs/x/plain-0", "copy/x/plain-0", "--metric", "seconds"], "are both seed 0 of 'x/plain'"),
         (["runs/x/plain-0", "--metric", "seconds", "--plot", "a.pdf"], "must end in .png or .svg"),
-        (["runs/x/plain-0", "--metric", "seconds", "--baseline", "y"], "the nearest is 'x/plain'"),
+        (["runs/x/plain-0", "--metric", "seconds", "--baseline", "y"], "as in --baseline x/plain"),
     ],
 )
 def test_an_error_is_one_sentence(workplace, capsys, words, sentence):

@@ -68,6 +68,9 @@ def test_signs_by_hand():
     assert sign_flip_test([-1.0, 2.0, 3.0]) == 4 / 8
     assert sign_flip_test([0.0, 0.0]) == 1.0
     assert sign_flip_test([5.0]) == 1.0
+    assert sign_flip_test([np.inf, 5.0]) == 2 / 4 and sign_flip_test([np.inf] * 3) == 2 / 8
+    assert sign_flip_test([np.inf, -np.inf, 5.0]) == sign_flip_test([9.0, -9.0, 5.0]) == 1.0
+    assert not paired_difference([np.inf, 5.0], [0.0, 0.0]).significant
     assert (
         np.isnan(sign_flip_test([1.0, np.nan])) and not paired_difference([np.nan] * 9, [0] * 9).significant
     )

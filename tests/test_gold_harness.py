@@ -18,6 +18,7 @@ from gptjax.evaluation.alignment_tax import AlignmentTaxConfig
 from gptjax.evaluation.gold_curves import GoldCurvesConfig
 from gptjax.evaluation.report import write_report
 from gptjax.evaluation.tracked import read_track
+from gptjax.generation.sampling import SamplingConfig
 from gptjax.runs import read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import gold_labels, ppo, reward
@@ -145,6 +146,8 @@ def test_the_measurement_leaves_figures_and_drawings(root, capsys):
     [
         ({"proxies": {"small": "gold"}}, "has reward = .*proxy', but here it must be .*gold"),
         ({"gold": "proxy"}, "has tracking.gold = "),
+        ({"sampling": SamplingConfig(max_new_tokens=7)}, "has sampling = .*: the replies must be alike"),
+        ({"prompt_length": 63}, "has prompt_length = 64, but here it is 63"),
         ({"asked": 4000, "ppo": {}}, r"asked = 4000, but \d+ held-out prompts fit"),
     ],
 )

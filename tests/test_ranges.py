@@ -59,7 +59,7 @@ def test_the_smallest_values_are_taken():
         "ppo.ema_decay",
         "chat_sampling.temperature",
     ):
-        override(ROAD, [f"--{key}=0"])
+        override(ROAD, [f"--{key}=0", "--ppo.kl_target=none"])
     assert override(ROAD, [f"--seed={2**32 - 1}"]).seed == 2**32 - 1
 
 

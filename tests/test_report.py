@@ -170,7 +170,7 @@ def test_variants_share_the_panels_of_their_stage(road):
     pretrain = (road / "figures" / "curves_pretrain.svg").read_text()
     assert "<!-- heldout_loss -->" in pretrain and "<!-- ratings -->" in pretrain
     assert "<!-- skipped -->" not in pretrain
-    assert "The same at every step: skipped = 0." in (road / "report.html").read_text()
+    assert "The same wherever it was logged: skipped = 0." in (road / "report.html").read_text()
     assert "<!-- odd -->" not in pretrain, "a metric without a finite value has no curve"
 
 
@@ -248,7 +248,7 @@ ALIGNED = {
     "objective/kl_k2": 0.25,
     "objective/kl_k3": 0.26,
     "policy/clipfrac_avg": 0.125,
-    "ppo/val/var_explained": -0.5,
+    "critic/vf_explained_var": -0.5,
     "policy/entropy_avg": 3.0,
     "val/response_length": 12.0,
     "val/eos_rate": 0.75,
@@ -261,6 +261,7 @@ def aligned(tmp_path, **checks):
     writer = MetricsWriter(folder)
     for step in (1, 2, 3):
         first = {"objective/kl_exact": 0.375} | checks if step == 1 else {}
+        first["val/beyond_limit"] = float(step == 2)
         writer.write(step, {name: value * step for name, value in ALIGNED.items()} | first, "ppo")
     writer.close()
     said = {i: EVIL if i == 5 else f"reply {i}" for i in range(10)}
@@ -278,6 +279,7 @@ def aligned(tmp_path, **checks):
 
 def test_a_run_of_ppo_shows_what_moved_and_its_best_and_worst_replies(tmp_path):
     text = aligned(tmp_path, **{"self_check/sampler_gap": 1e-6, "self_check/batch_gap": 0.0})
+    assert "1 of 3 rollouts were farther from the reference than kl_limit" in text
     cells = Page(text).cells
     for about, values in {
         "reward, mean over replies": ["1", "3", "1", "3"],

@@ -65,6 +65,7 @@ def test_a_run_can_be_resumed_but_not_changed(tmp_path):
     folder = open_run(tmp_path / "runs" / "a", Settings())
     assert json.loads((folder / "config.json").read_text())["steps"] == 3
     assert open_run(folder, Settings()) == folder
+    (folder / "metrics.jsonl").touch()
     with pytest.raises(ConfigError) as error:
         open_run(folder, Settings(steps=4, inner=Inner(rate=0.2)))
     for part in (str(folder), "steps was 3, is 4", "inner.rate was 0.1, is 0.2", "--name", "delete"):
@@ -72,8 +73,15 @@ def test_a_run_can_be_resumed_but_not_changed(tmp_path):
     assert json.loads((folder / "config.json").read_text())["steps"] == 3, "a refusal must change nothing"
 
 
-def test_only_the_keys_that_may_change_may(tmp_path):
+def test_a_start_that_ended_before_it_did_anything_binds_nobody(tmp_path):
+    """The name of a run is not lost to a source that was mistyped."""
     open_run(tmp_path, Settings())
+    open_run(tmp_path, Settings(steps=4))
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 4 and read_events(tmp_path) == []
+
+
+def test_only_the_keys_that_may_change_may(tmp_path):
+    (open_run(tmp_path, Settings()) / "metrics.jsonl").touch()
     with pytest.raises(ConfigError, match="inner.rate was 0.1, is 0.2"):
         open_run(tmp_path, Settings(steps=4, inner=Inner(rate=0.2)), may_change=["steps"])
     open_run(tmp_path, Settings(steps=4, inner=Inner(rate=0.2)), may_change=["steps", "inner"])
@@ -82,7 +90,9 @@ def test_only_the_keys_that_may_change_may(tmp_path):
 
 def computed(folder, mesh, accumulate=1, averaged="minibatch"):
     choices = {"accumulate": accumulate, "conventions": Averages(average_over=averaged)}
-    return open_run(folder, Road(ppo=Learner(mesh=MeshConfig(data=mesh), **choices)))
+    folder = open_run(folder, Road(ppo=Learner(mesh=MeshConfig(data=mesh), **choices)))
+    (folder / "metrics.jsonl").touch()
+    return folder
 
 
 def test_where_a_run_is_computed_may_change_and_is_said(tmp_path, capsys):

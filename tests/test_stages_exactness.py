@@ -293,7 +293,9 @@ def test_without_the_self_check_nothing_is_checked_and_that_is_said(runs, whole)
 
 @pytest.mark.slow
 def test_the_check_is_made_again_and_all_that_is_tracked_changes_nothing(runs, whole):
-    everything = TrackingConfig(every=2, gold=str(runs.root / "reward"), answer_tokens=4, tasks=("addition",))
+    everything = TrackingConfig(
+        every=2, replies=True, gold=str(runs.root / "reward"), answer_tokens=4, tasks=("addition",)
+    )
     changes = {"self_check_every": 2, "tracking": everything}
     watched = runs.run("watched", config=dataclasses.replace(runs.config, **changes))
     assert digests_of(watched) == digests_of(whole)

@@ -145,9 +145,18 @@ OTHER = ["reply 1 0", "reply 1 1", "something else"]
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        (spoil(ROWS, 1, ranking=[1, 2]), r"labels.jsonl:2 \(malformed field\)"),
-        (spoil(ROWS, 2, ranking="1 2 3"), r"labels.jsonl:3 \(malformed field\)"),
-        ([*ROWS[:2], {key: ROWS[2][key] for key in ("prompt", "completions")}], r":3 \(missing field\)"),
+        (
+            spoil(ROWS, 1, ranking=[1, 2]),
+            r"labels.jsonl:2 \(malformed field: ranking has 2 numbers for 3 texts\)",
+        ),
+        (
+            spoil(ROWS, 2, ranking="1 2 3"),
+            r"labels.jsonl:3 \(malformed field: ranking must be a list of numbers",
+        ),
+        (
+            [*ROWS[:2], {key: ROWS[2][key] for key in ("prompt", "completions")}],
+            r":3 \(missing field: ranking\)",
+        ),
         (spoil(ROWS, 1, completions=OTHER), "labels.jsonl:2 ranks what is no sample of this round"),
         ([*ROWS, ROWS[1]], "labels.jsonl:4 ranks what is no sample of this round, or a sample that another"),
         (ROWS[1:2], "has no ranking of 2 of 3 samples: add those of lines 1, 3 of samples.jsonl"),

@@ -26,6 +26,7 @@ from gptjax.overrides import override
 from gptjax.runs import mark_done, open_run, read_done
 from gptjax.sharding.mesh import MeshConfig, make_mesh
 from gptjax.stages import online, ppo, reward
+from gptjax.stages.conventions import Conventions
 from gptjax.stages.handover import load_model, save_model
 from gptjax.stages.labels import LabelerConfig, read_rows
 from gptjax.stages.online import OnlineConfig, schedule
@@ -33,9 +34,25 @@ from gptjax.stages.ppo import PpoConfig
 from gptjax.stages.reward import RewardConfig
 from gptjax.stages.rounds import start_of
 from gptjax.stages.samples import different, draw_samples, prompts_of_round, shares
+from gptjax.stages.tracking import TrackingConfig
 from gptjax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+
+
+PPO = PpoConfig(
+    prompts="dialogues.jsonl",
+    prompt_length=64,
+    sampling=SamplingConfig(max_new_tokens=6),
+    iterations=1,
+    batch_size=12,
+    minibatches=1,
+    corpora={},
+    ema_decay=0.0,
+    optimizer=tiny.ADAM,
+    value_optimizer=tiny.ADAM,
+    eval_prompts=8,
+)
 
 
 def config_of(**changes):
@@ -46,19 +63,7 @@ def config_of(**changes):
         "replies": 3,
         "labeler": LabelerConfig(reward="scalar", temperature=1.0),
         "reward": RewardConfig(length=128, batch_size=4, optimizer=tiny.ADAM),
-        "ppo": PpoConfig(
-            prompts="dialogues.jsonl",
-            prompt_length=64,
-            sampling=SamplingConfig(max_new_tokens=6),
-            iterations=1,
-            batch_size=12,
-            minibatches=1,
-            corpora={},
-            ema_decay=0.0,
-            optimizer=tiny.ADAM,
-            value_optimizer=tiny.ADAM,
-            eval_prompts=8,
-        ),
+        "ppo": PPO,
     }
     return OnlineConfig(**given | changes)
 
@@ -289,6 +294,14 @@ def test_rankings_from_before_join_the_first_round(place):
             "start = 'best' needs labeler.reward",
         ),
         ({"labeler": LabelerConfig()}, "labeler.reward must name the reward model"),
+        (
+            {"reward": RewardConfig(length=128, batch_size=4, at_most=8)},
+            "reward.at_most would leave the labels of later rounds out",
+        ),
+        (
+            {"ppo": dataclasses.replace(PPO, conventions=Conventions(cut_at="."))},
+            "ppo.conventions.cut_at is not known to rounds",
+        ),
         ({"rivals": {"round-2": "x"}}, "rivals: 'round-2' is"),
     ],
 )
@@ -301,6 +314,16 @@ def test_settings_that_cannot_be_meant_are_refused(wrong, sentence):
 def test_a_rival_that_is_no_policy_is_refused_at_the_start(place):
     with pytest.raises(ConfigError, match="rivals: gold = scalar holds no finished policy"):
         online.run(config_of(rivals={"gold": "scalar"}), place / "refused")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "named", [{"ensemble": ("missing",)}, {"tracking": TrackingConfig(replies=True, gold="missing")}]
+)
+def test_a_judge_of_ppo_that_is_not_there_is_missed_before_a_label_is_asked_for(place, named):
+    with pytest.raises(ConfigError, match="missing"):
+        online.run(config_of(ppo=dataclasses.replace(PPO, **named)), place / f"without_{next(iter(named))}")
+    assert not (place / f"without_{next(iter(named))}" / "round-1").exists()
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def test_objective_equals_the_twin(twin, iteration):
         "val/num_eos_tokens": sum(row["raw"] == row["score"] for row in twin),
         "val/eos_rate": np.mean([row["raw"] == row["score"] for row in twin]),
         "val/empty_responses": 0,
-        "ppo/val/var_explained": 1 - np.var(returns - values) / np.var(returns),
+        "critic/vf_explained_var": 1 - np.var(returns - values) / np.var(returns),
     }
     assert abs(expected["objective/kl"]) > 1e-3
     for name, value in expected.items():

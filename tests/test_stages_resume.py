@@ -50,7 +50,7 @@ class Road:
         self.root = root
         stages = stage_configs(tiny.config(tiny.write_data(root / "data")), root)
         self.configs = {name: stages[name][1] for name in DEATHS}
-        tracking = TrackingConfig(every=4, gold=str(root / "reward"))
+        tracking = TrackingConfig(every=4, replies=True, gold=str(root / "reward"))
         self.configs["ppo"] = dataclasses.replace(self.configs["ppo"], tracking=tracking)
         for name in DEATHS:
             self.run(name, root / name, expect=0)

@@ -111,7 +111,7 @@ def test_without_tracking_there_is_no_other_judge(root):
     config = dataclasses.replace(config, tracking=None)
     assert judge_folders(config) == {"reward": config.reward} and to_json(config)["tracking"] is None
     with pytest.raises(ValueError, match="tracking.gold judges replies: set tracking.replies"):
-        TrackingConfig(gold="runs/gold", replies=False)
+        TrackingConfig(gold="runs/gold")
     with pytest.raises(ConfigError, match="is no run of PPO whose replies were tracked"):
         read_track(root / "policy")
 
@@ -133,7 +133,7 @@ def test_the_members_of_an_ensemble_have_one_shape(root, models):
 @pytest.mark.parametrize(("task", "shots"), [("majority", 2), ("addition", 0)])
 def test_tasks_are_asked_as_a_measurement_of_a_finished_model_asks_them(models, task, shots):
     base, params = models["policy"], moved(models["policy"].params, 0.03, 2)
-    config = TrackingConfig(replies=False, tasks=(task,), shots=shots)
+    config = TrackingConfig(tasks=(task,), shots=shots)
     evaluation = with_tests(Evaluation([], None, lambda params: {"text_loss": 2.0}), base, config)
     asked = ZeroShotConfig(models=("policy",), task=task, shots=(shots,), length=128, batch_size=10)
     alone = task_figures(dataclasses.replace(base, params=params), asked)[str(shots)]["accuracy"]

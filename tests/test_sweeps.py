@@ -95,6 +95,25 @@ def test_a_base_is_found_below_its_folder_and_in_lists(workplace):
     assert "--seed" not in cells[1].words, "a measurement without a seed is given none"
 
 
+def test_a_folder_of_runs_may_be_moved_and_named_in_other_words(workplace):
+    arms = {"base": "", "tuned": "--base {runs}/base-{seed}/model"}
+    for cell in cells_of(arms, seeds=(0,)):
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "config.json").write_text(json.dumps(to_json(cell.config)))
+    Path("runs").rename("moved")
+    sweep = SweepConfig(arms=arms, seeds=(0,), experiment="experiments/cell.py")
+    for named in (Path("moved"), workplace / "moved"):
+        assert [cell.folder for cell in plan(sweep, "sweep.py", named)] == [
+            named / "base-0",
+            named / "tuned-0",
+        ]
+    other = SweepConfig(
+        arms=arms | {"tuned": "--base {runs}/base-1/model"}, seeds=(0,), experiment=sweep.experiment
+    )
+    with pytest.raises(ConfigError, match="base was 'runs/base-0/model', is 'moved/base-1/model'"):
+        plan(other, "sweep.py", Path("moved"))
+
+
 @pytest.mark.parametrize("paper", sorted(path.parent.name for path in ROOT.glob("experiments/*/sweep.py")))
 def test_the_sweeps_of_the_papers_are_the_loops_of_their_pages(paper, monkeypatch):
     """bash runs the loop with `gptjax` as a function that prints its words."""
@@ -129,7 +148,7 @@ def test_a_finished_run_is_skipped_and_a_changed_one_refused(workplace):
     assert len(cells_of()) == 6
     with pytest.raises(ConfigError) as error:
         cells_of(ARMS | {"tuned": "--base runs/base-{seed} --rate 2"})
-    for part in ("runs/tuned-0 holds", "rate was 1.0, is 2.0", "rename the arm 'tuned'", "delete"):
+    for part in ("runs/tuned-0 holds", "rate was 1.0, is 2.0", "rename the arm 'tuned'", "elsewhere"):
         assert part in str(error.value)
 
 

@@ -22,7 +22,7 @@ def config() -> PpoConfig:
         reward="runs/quickstart/reward",
         kl_limit=None,
         dialogues={},  # with ptx_coef it is the text alone that is kept
-        tracking=TrackingConfig(every=3, answer_tokens=48),
+        tracking=TrackingConfig(every=3, replies=True, answer_tokens=48),
         eval_prompts=128,
         eval_bytes=15_000,
     )

@@ -28,7 +28,7 @@ def config() -> PpoConfig:
         ema_decay=0.0,  # what is measured is the policy itself
         optimizer=constant(learning_rate=3e-4, warmup_steps=2),
         value_optimizer=constant(learning_rate=5e-4),
-        tracking=TrackingConfig(every=4, gold="runs/quickstart/reward"),
+        tracking=TrackingConfig(every=4, replies=True, gold="runs/quickstart/reward"),
         eval_prompts=128,
         eval_bytes=15_000,
     )

@@ -19,7 +19,7 @@ def config() -> PpoConfig:
     return replace(
         ppo(),
         reward="runs/hh/first_half",
-        tracking=TrackingConfig(every=2, gold="runs/hh/second_half"),
+        tracking=TrackingConfig(every=2, replies=True, gold="runs/hh/second_half"),
         iterations=20,
         kl_coef=0.001,  # the paper's, which hardly holds the policy back
     )

@@ -2,6 +2,7 @@
 
 Does preference-model pretraining help? Its pairs must lie in runs/hh/arguments.jsonl, see README.md.
 
+Figures: heldout.gold.round-3.elo of hh/online, and what else README.md lists.
 Command: gptjax sweep experiments/hh/sweep.py
 """
 
@@ -23,5 +24,5 @@ def sweep() -> SweepConfig:
             "hh/few_ratings": "experiments/hh/few_ratings.py",
             "hh/after_arguments": "experiments/hh/few_ratings.py --base {runs}/hh/arguments-{seed}",
         },
-        baseline="hh/static",
+        baseline="hh/online",
     )

@@ -23,5 +23,5 @@ def config() -> PpoConfig:
         ptx_coef=0.0,
         kl_limit=None,  # an arm that goes far is to be seen going far
         eval_bytes=10_000,
-        tracking=TrackingConfig(every=6, replies=False, answer_tokens=48),
+        tracking=TrackingConfig(every=6, answer_tokens=48),
     )

@@ -19,7 +19,7 @@ from gptjax.data.files import (
     unknown_source,
 )
 from gptjax.data.instructions import dialogue_of_instruction
-from gptjax.data.quality import BadRows, DataError
+from gptjax.data.quality import BadRows, DataError, missing_of
 from gptjax.data.sums import sums
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.errors import require
@@ -203,7 +203,7 @@ def rows_of_jsonl(file: Path, bad_rows: BadRows) -> list[tuple[Messages, Origin]
 def checked_dialogue(row: dict) -> tuple[str, Messages]:
     """The kind of fault of a row ("" for none) and its dialogue, a last user turn without a reply dropped."""
     if "messages" not in row:
-        return dialogue_of_instruction(row) if "instruction" in row else ("missing field", [])
+        return dialogue_of_instruction(row) if "instruction" in row else ("missing field: messages", [])
     kind = fault_of_messages(row["messages"])
     if kind:
         return kind, []
@@ -216,11 +216,12 @@ def checked_dialogue(row: dict) -> tuple[str, Messages]:
 def fault_of_messages(messages) -> str:
     """The kind of the first fault in a list of messages, "" when the list is sound."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return "malformed field"
-    if not all("role" in message and "content" in message for message in messages):
-        return "missing field"
+        return "malformed field: a dialogue must be a list of messages"
+    for message in messages:
+        if missing := missing_of(message, ("role", "content")):
+            return missing
     if not all(isinstance(message["content"], str) for message in messages):
-        return "malformed field"
+        return "malformed field: content must be text"
     if not all(is_utf8(message["content"]) for message in messages):
         return "not UTF-8"
     if not all(message["content"].strip() for message in messages):

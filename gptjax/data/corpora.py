@@ -181,9 +181,9 @@ def rows_of_jsonl(file: Path, bad_rows: BadRows, field: str = "text") -> list[Do
     documents = []
     for line, row in read_jsonl(file, bad_rows):
         if field not in row:
-            bad_rows.add("missing field", file, line)
+            bad_rows.add(f"missing field: {field}", file, line)
         elif not isinstance(row[field], str):
-            bad_rows.add("malformed field", file, line)
+            bad_rows.add(f"malformed field: {field} must be text", file, line)
         else:
             documents += checked_document(row[field], file, line, bad_rows)
     return documents

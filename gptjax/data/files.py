@@ -75,7 +75,7 @@ def read_jsonl(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict]]:
             if isinstance(row, dict):
                 yield number, row
             else:
-                bad_rows.add("not JSON", file, number)
+                bad_rows.add("not JSON: a row must be an object", file, number)
 
 
 def digest(text: str) -> int:

@@ -4,6 +4,7 @@ They are a prompt and a reply, in parts with a blank line between them. The word
 """
 
 from gptjax.data.files import is_utf8
+from gptjax.data.quality import missing_of
 
 ALONE = "Below is an instruction that says what to do. Write a reply that does it."
 WITH_INPUT = "Below are an instruction that says what to do, and its input. Write a reply that does it."
@@ -30,13 +31,13 @@ def dialogue_of_instruction(row: dict) -> tuple[str, list[dict[str, str]]]:
     """
     instances = row.get("instances", [row])
     if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
-        return "malformed field", []
+        return "malformed field: instances must be a list of objects", []
     instance = instances[0]
-    if "output" not in instance:
-        return "missing field", []
+    if missing := missing_of(instance, ("output",)):
+        return missing, []
     texts = [row["instruction"], instance.get("input", ""), instance["output"]]
     if not all(isinstance(text, str) for text in texts):
-        return "malformed field", []
+        return "malformed field: instruction, input and output must be texts", []
     if not all(map(is_utf8, texts)):
         return "not UTF-8", []
     instruction, given, output = (text.strip() for text in texts)

@@ -12,7 +12,7 @@ import numpy as np
 from gptjax.data.duplicates import clusters
 from gptjax.data.files import held_out_keys, is_utf8, read_bytes, read_jsonl, source_files
 from gptjax.data.mixture import Mixture
-from gptjax.data.quality import BadRows, DataError
+from gptjax.data.quality import BadRows, DataError, missing_of
 
 HELD_OUT = 20  # one in twenty
 
@@ -89,16 +89,16 @@ def read_tsv(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict]]:
         if len(cells) == len(names):
             yield number, dict(zip(names, cells, strict=True))
         else:
-            bad_rows.add("malformed field", file, number)
+            bad_rows.add(f"malformed field: {len(cells)} cells for {len(names)} columns", file, number)
 
 
 def fault_of_pair(row: dict, source: str, target: str) -> str:
     """The kind of the first fault of a row, "" when it is sound."""
-    if source not in row or target not in row:
-        return "missing field"
+    if missing := missing_of(row, (source, target)):
+        return missing
     texts = row[source], row[target]
     if not all(isinstance(text, str) for text in texts):
-        return "malformed field"
+        return f"malformed field: {source} and {target} must be texts"
     if not all(text.strip() for text in texts):
         return "empty text"
     return "" if all(is_utf8(text) for text in texts) else "not UTF-8"

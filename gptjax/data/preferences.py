@@ -10,7 +10,7 @@ import numpy as np
 
 from gptjax.data.chat import Messages, Origin, fault_of_messages, header, render_prompt
 from gptjax.data.files import held_out_keys, is_utf8, read_jsonl, source_files
-from gptjax.data.quality import BadRows, DataError
+from gptjax.data.quality import BadRows, DataError, missing_of
 from gptjax.data.tokenizers import Tokenizer
 
 HELD_OUT = 10  # one in ten
@@ -119,11 +119,11 @@ def messages_of(prompt: str | Messages) -> Messages:
 
 
 def fault_of_preference(row: dict) -> str:
-    """The kind of the first fault of a row, "" when it is sound."""
+    """The first fault of a row, as `BadRows.add` takes it; "" when it is sound."""
     pair = "chosen" in row or "rejected" in row
     fields = ("prompt", "chosen", "rejected") if pair else ("prompt", "completions", "ranking")
-    if not all(field in row for field in fields):
-        return "missing field"
+    if missing := missing_of(row, fields):
+        return missing
     prompt = messages_of(row["prompt"])
     kind = fault_of_messages(prompt)
     if kind:
@@ -132,7 +132,8 @@ def fault_of_preference(row: dict) -> str:
         return "unknown role"
     completions = [row["chosen"], row["rejected"]] if pair else row["completions"]
     if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
-        return "malformed field"
+        what = "chosen and rejected must be texts" if pair else "completions must be a list of texts"
+        return f"malformed field: {what}"
     if not all(text.strip() for text in completions):
         return "empty text"
     if not all(is_utf8(text) for text in completions):
@@ -143,7 +144,8 @@ def fault_of_preference(row: dict) -> str:
 def fault_of_margin(row: dict) -> str:
     """The fault of a pair's margin, "" when it has none, or a number from 0 on that float32 can hold."""
     margin = row.get("margin", 1)
-    return "" if type(margin) in (int, float) and 0 <= margin <= MOST else "malformed field"
+    sound = type(margin) in (int, float) and 0 <= margin <= MOST
+    return "" if sound else f"malformed field: margin must be a number from 0 to {MOST:g}"
 
 
 def fault_of_ranking(ranking, count: int) -> str:
@@ -151,7 +153,13 @@ def fault_of_ranking(ranking, count: int) -> str:
     numbers = isinstance(ranking, list) and all(
         type(rank) in (int, float) and abs(rank) <= MOST for rank in ranking
     )
-    return "" if numbers and len(ranking) == count >= 2 else "malformed field"
+    if not numbers:
+        return f"malformed field: ranking must be a list of numbers from -{MOST:g} to {MOST:g}"
+    if count < 2:
+        return "malformed field: completions must be two or more"
+    if len(ranking) != count:
+        return f"malformed field: ranking has {len(ranking)} numbers for {count} texts"
+    return ""
 
 
 def encode_ranked(

@@ -1,6 +1,7 @@
 """Bad rows: counted by kind, shown, and fatal when there are too many."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gptjax.errors import DATA, UserError
@@ -15,6 +16,12 @@ KINDS = (
     "no reply",
     "longer than the context",
 )
+
+
+def missing_of(row: Mapping, fields: Iterable[str]) -> str:
+    """The fault of a row that lacks one of these fields, "" when it has all."""
+    missing = next((field for field in fields if field not in row), None)
+    return "" if missing is None else f"missing field: {missing}"
 
 
 class DataError(UserError):
@@ -41,16 +48,19 @@ class BadRows:
         """Number of bad rows of every kind."""
         return self.counts.total()
 
-    def add(self, kind: str, file: str | Path, line: int) -> None:
-        """Counts one bad row of `kind` (one of KINDS) at `file`, `line` (from 1).
+    def add(self, fault: str, file: str | Path, line: int) -> None:
+        """Counts one bad row at `file`, `line` (from 1).
+
+        Its fault is one of KINDS, or one with what is wrong after it, as in "missing field: ranking".
 
         Raises ValueError for a kind that is not in KINDS.
         """
+        kind = fault.partition(":")[0]
         if kind not in KINDS:
             raise ValueError(f"unknown kind of bad row {kind!r}: use one of {', '.join(KINDS)}")
         self.counts[kind] += 1
         if len(self.first) < 5:
-            self.first.append((kind, str(file), line))
+            self.first.append((fault, str(file), line))
 
     def good(self) -> None:
         """Counts one row that was used."""
@@ -75,11 +85,9 @@ class BadRows:
     def check(self, limit: float = 0.001) -> None:
         """Raises DataError, naming the first five bad rows, when bad / (bad + good) exceeds `limit`."""
         if self.bad_rows > limit * (self.bad_rows + self.good_rows):
-            places = "; ".join(f"{file}:{line} ({kind})" for kind, file, line in self.first)
-            raise DataError(
-                f"{self.summary()}, more than the {limit:.1%} that is tolerated: mend or remove them. "
-                f"The first: {places}"
-            )
+            places = "; ".join(f"{file}:{line} ({fault})" for fault, file, line in self.first)
+            tolerated = f"more than the {limit:.1%} that is tolerated" if limit else "where none may be"
+            raise DataError(f"{self.summary()}, {tolerated}: mend or remove them. The first: {places}")
 
     def summary(self) -> str:
         """One line: how many rows of how many are bad, of which kinds, and what else was left out."""
@@ -88,5 +96,5 @@ class BadRows:
         twice = f", {self.repeated} left out that occur twice" if self.repeated else ""
         rules = "; ".join(f"{count} {why}" for why, count in sorted(self.left_out.items()))
         bad = f"{self.bad_rows} of {total} rows are bad" + (f" ({kinds})" if kinds else "")
-        bad = bad if total else "bundled data, no rows to check"
+        bad = bad if total else "no rows that could be bad"
         return bad + twice + (f", left out by rule: {rules}" if rules else "")

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from gptjax.data.files import held_out_keys, read_jsonl, source_files
-from gptjax.data.quality import BadRows, DataError
+from gptjax.data.quality import BadRows, DataError, missing_of
 from gptjax.data.ratings import RatedText, load_ratings, split_ratings
 
 Form = Literal["classification", "entailment", "similarity", "choice"]
@@ -163,10 +163,10 @@ def sentiments(texts: Iterable[RatedText], clear: float) -> list[Example]:
 def rows_of(file: Path, form: Form, bad_rows: BadRows) -> Iterator[Example]:
     """The examples of a JSONL file; rows that are none are counted."""
     for line, row in read_jsonl(file, bad_rows):
-        if not NEEDED[form] <= row.keys():
-            bad_rows.add("missing field", file, line)
+        if missing := missing_of(row, sorted(NEEDED[form])):
+            bad_rows.add(missing, file, line)
         elif not well_formed(row, form):
-            bad_rows.add("malformed field", file, line)
+            bad_rows.add("malformed field: texts must be text, label a number from 0", file, line)
         else:
             bad_rows.good()
             yield Example(row["text"], row["label"], row.get("second", ""), tuple(row.get("answers", ())))

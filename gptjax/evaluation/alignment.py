@@ -17,7 +17,7 @@ WATCHED = {
     "objective/kl_exact": "KL, exact, on the self-check's replies",
     "policy/clipfrac_avg": "clip fraction of the policy",
     "val/clipfrac_avg": "clip fraction of the critic",
-    "ppo/val/var_explained": "explained variance of the critic",
+    "critic/vf_explained_var": "explained variance of the critic",
     "policy/entropy_avg": "entropy, nats per token",
     "val/response_length": "length, tokens",
     "val/eos_rate": "share of replies that end",
@@ -41,6 +41,7 @@ DISTANCES = {
     "kl_k3": "KL, k3",
     "kl_exact": "KL, exact, over the whole vocabulary",
 }
+BEYOND = "val/beyond_limit"
 SHOWN = 4  # best replies, and worst
 
 
@@ -64,6 +65,12 @@ def _what_moved(stage: str, rows: Sequence[Mapping]) -> Iterator[Block]:
     yield Heading(f"What moved: {stage}")
     header = ("", "first iteration", "last", "least", "most")
     yield Table(header, table, numeric=frozenset({1, 2, 3, 4}))
+    if any(BEYOND in row for row in rows):
+        beyond = sum(row.get(BEYOND, 0.0) == 1 for row in rows)
+        yield Paragraph(
+            f"{beyond} of {len(rows)} rollouts were farther from the reference than kl_limit: nothing was "
+            "learnt from them."
+        )
 
 
 def _held_out(stage: str, figures: Mapping) -> Iterator[Block]:

@@ -7,6 +7,7 @@ divergence does not bring it back, the gradient of pretraining text does.
 import math
 import time
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,13 @@ from gptjax.evaluation.document import Table, markdown_table
 from gptjax.evaluation.tracked import Track, read_track
 from gptjax.runs import mark_done, open_run, stage_done
 from gptjax.stages.ppo_evaluation import DIVERGENCES
+
+# What decides on what, and by whom, a run is measured.
+ALIKE = (
+    *("policy", "reward", "ensemble", "prompts", "prompt_length", "sampling", "seed"),
+    *("eval_prompts", "eval_bytes", "corpora", "ptx_length", "conventions.cut_at", "conventions.cut_after"),
+    *("tracking.gold", "tracking.answer_tokens", "tracking.shots"),
+)
 
 
 @configclass
@@ -39,10 +47,9 @@ def check_alike(tracks: Mapping[str, Track]) -> None:
         ConfigError: two differ in policy, reward model or what they are measured on.
     """
     first, *others = tracks
-    keys = ("policy", "reward", "prompts", "eval_prompts", "eval_bytes", "corpora", "ptx_length", "sampling")
     for other in others:
-        for key in keys:
-            ours, theirs = (getattr(tracks[name].config, key) for name in (first, other))
+        for key in ALIKE:
+            ours, theirs = (attrgetter(key)(tracks[name].config) for name in (first, other))
             if ours != theirs:
                 raise ConfigError(f"the runs '{first}' and '{other}' differ in {key}: {ours} and {theirs}")
 

@@ -119,17 +119,18 @@ def figures(folder: Path) -> dict[str, float]:
     return {key: float(value) for key, value in flat.items() if not math.isnan(value)}
 
 
-def choose_baseline(arms: Sequence[Arm], wanted: str) -> Arm:
+def choose_baseline(arms: Sequence[Arm], wanted: str, metric: str) -> Arm:
     """The arm of that name; the first for "".
 
     Raises:
-        ConfigError: there is no such arm among those that have the figure.
+        ConfigError: there is no such arm among those that have the figure `metric`.
     """
     found = [arm for arm in arms if wanted in ("", arm.name)]
     if not found:
         closest = nearest(wanted, [arm.name for arm in arms])
         raise ConfigError(
-            f"the baseline '{wanted}' has no such figure, or is no arm: the nearest is '{closest}'"
+            f"the baseline '{wanted}' does not have the figure '{metric}', or is no arm: choose another, as "
+            f"in --baseline {closest}"
         )
     return found[0]
 

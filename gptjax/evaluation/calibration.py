@@ -103,6 +103,11 @@ def confidence(difference_P: np.ndarray, temperature: float) -> tuple[np.ndarray
     return probability, (difference_P > 0) + 0.5 * (difference_P == 0)
 
 
+def root_mean_square(difference_P: np.ndarray) -> float:
+    """The size of differences, in which scales are searched; 1 where all are 0."""
+    return float(np.sqrt(np.mean(np.square(difference_P)))) or 1.0
+
+
 def fit_temperature(difference_P: np.ndarray) -> float:
     """The T that minimises `mean log(1 + exp(-difference / T))` (Guo et al. 2017); 1 where there is no pair.
 
@@ -113,10 +118,12 @@ def fit_temperature(difference_P: np.ndarray) -> float:
         return 1.0
     from scipy.optimize import minimize_scalar
 
-    def loss(log_t):
-        return float(np.mean(np.logaddexp(0.0, -difference_P / np.exp(log_t))))
+    unit = root_mean_square(difference_P)
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded").x))
+    def loss(log_t):
+        return float(np.mean(np.logaddexp(0.0, -difference_P / unit / np.exp(log_t))))
+
+    return unit * float(np.exp(minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded").x))
 
 
 def fit_scale(difference_P: np.ndarray, probability_P: np.ndarray) -> float:
@@ -129,7 +136,7 @@ def fit_scale(difference_P: np.ndarray, probability_P: np.ndarray) -> float:
         probability_P: with which the labeler prefers the first.
 
     Returns:
-        s, from exp(-4) to exp(4).
+        s, from exp(-4) to exp(4) over the root mean square of the differences.
 
     Source: Gao et al. 2022, section 2.2, on recalibrating proxies by soft labels.
 
@@ -140,11 +147,13 @@ def fit_scale(difference_P: np.ndarray, probability_P: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
 
+    unit = root_mean_square(difference_P)
+
     def loss(log_s):
-        scaled = np.exp(log_s) * difference_P
+        scaled = np.exp(log_s) * difference_P / unit
         return float(np.mean(np.logaddexp(0.0, scaled) - probability_P * scaled))
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded").x)) / unit
 
 
 def bag_of_words_scores(train_texts: list[str], train_means: list[float], texts: list[str]) -> np.ndarray:

@@ -39,7 +39,7 @@ def write_comparison(
     tables, panels = [], {}
     for metric in metrics:
         arms = measure(folders, metric)
-        chosen = choose_baseline(arms, baseline or of_sweep)
+        chosen = choose_baseline(arms, baseline or of_sweep, metric)
         tables.append(comparison_table(arms, chosen))
         drawn = sorted(arms, key=lambda arm: arm is not chosen)
         panels[metric] = {arm.name: (list(arm.values.values()), arm.interval) for arm in drawn}

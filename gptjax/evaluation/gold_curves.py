@@ -28,7 +28,7 @@ from gptjax.evaluation.gold_figures import (
     ppo_curve,
 )
 from gptjax.evaluation.tracked import Track, read_track
-from gptjax.generation.sampling import SamplingConfig
+from gptjax.generation.sampling import SamplingConfig, check_whole
 from gptjax.ranges import Count, NonNegative, Seed
 from gptjax.runs import mark_done, open_run, read_done, stage_done
 from gptjax.sharding.mesh import MeshConfig, check_batch, make_mesh, to_host
@@ -74,6 +74,7 @@ class GoldCurvesConfig:
 
     def __post_init__(self):
         check_batch(self.batch_size, self.mesh)
+        check_whole(self.sampling, "best-of-n")
         if self.asked % self.batch_size:
             raise ValueError(
                 f"batch_size = {self.batch_size} does not divide asked = {self.asked}: use a divisor of it"
@@ -90,7 +91,7 @@ class GoldCurvesConfig:
 def draw_replies(
     config: GoldCurvesConfig, base: TrainedModel, judges: Mapping[str, TrainedModel], mesh: jax.sharding.Mesh
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """n replies to each of the held-out prompts that PPO is tracked on, scored by every judge.
+    """n replies to each of some held-out prompts, scored by every judge.
 
     Returns:
         judge -> raw rewards, float64 `[P, n]`; and whether each reply ended, bool `[P, n]`.
@@ -120,7 +121,8 @@ def check_track(config: GoldCurvesConfig, name: str, track: Track) -> None:
     """Refuses a run of PPO that was not measured as the curves need it.
 
     Raises:
-        ConfigError: it had another policy, proxy or gold reward model, or too few measurements.
+        ConfigError: it had another policy, proxy or gold reward model, other replies, or too few
+            measurements.
     """
     folder, found = config.ppo[name], track.config
     for key, wanted, given in (
@@ -130,6 +132,16 @@ def check_track(config: GoldCurvesConfig, name: str, track: Track) -> None:
     ):
         if Path(wanted).absolute() != Path(given).absolute():
             raise ConfigError(f"{folder} has {key} = '{given}', but here it must be '{wanted}'")
+    for key in ("prompts", "prompt_length", "sampling"):
+        wanted, given = getattr(config, key), getattr(found, key)
+        if wanted != given:
+            raise ConfigError(
+                f"{folder} has {key} = {given}, but here it is {wanted}: the replies must be alike"
+            )
+    if found.ensemble or found.conventions.cut_at:
+        raise ConfigError(
+            f"{folder} is paid by an ensemble or for cut replies, which best-of-n here does not know"
+        )
     away = len({row["kl"] for row in track.rows if row["kl"] > 0})
     if away < 2:
         raise ConfigError(

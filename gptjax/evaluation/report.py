@@ -150,7 +150,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Block]:
             drawing = charts.curves({panel: panels[panel] for panel in moving})
             yield Picture(f"curves_{stage}", drawing, f"metrics of {stage} against the step")
         if constant:
-            yield Paragraph(f"The same at every step: {', '.join(constant)}.")
+            yield Paragraph(f"The same wherever it was logged: {', '.join(constant)}.")
 
 
 def _importance(panel: str) -> tuple[bool, str]:

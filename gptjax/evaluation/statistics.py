@@ -104,7 +104,7 @@ def sign_flip_test(differences_n: Sequence[float], draws: int = 100_000, seed: i
         seed: of the draws.
 
     Returns:
-        p in [2^(1 - n), 1]; nan where a difference is.
+        p in [2^(1 - n), 1]; nan where a difference is. An infinite difference outweighs all finite ones.
 
     Source: Fisher 1935, The Design of Experiments, section 21.
 
@@ -112,8 +112,10 @@ def sign_flip_test(differences_n: Sequence[float], draws: int = 100_000, seed: i
         >>> sign_flip_test([0.3, 0.1, 0.2])
         0.25
     """
-    differences = np.asarray(differences_n, np.float64)
-    n = len(differences)
+    differences = np.array(differences_n, np.float64)
+    n, endless = len(differences), np.isinf(differences)
+    # As if it were finite and outweighed all that are: infinities of both signs could not be added.
+    differences[endless] = np.sign(differences[endless]) * (1 + 2 * np.abs(differences[~endless]).sum())
     if n <= MOST_ENUMERATED_SIGNS:
         flipped = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
     else:

@@ -234,13 +234,16 @@ def value_loss(
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
     """Share of the returns' variance that the critic predicts: ``1 - Var(R - V) / Var(R)``.
 
+    A critic that is off by a constant has 1 all the same.
+
     Args:
         values, returns, mask: [B, T], the whole batch: it is no sum over its parts.
 
     Returns:
         float32 scalar, at most 1; 0 when all returns are equal.
 
-    Source: Ziegler et al. 2019, code of lm-human-preferences, `var_explained`.
+    Source: OpenAI baselines, `explained_variance`. The `var_explained` of lm-human-preferences has the mean
+        squared error in place of ``Var(R - V)``.
 
     Example:
         >>> import jax.numpy as jnp

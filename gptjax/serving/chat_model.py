@@ -88,4 +88,8 @@ def load_chat_model(
                 return_freed_memory()
             engine = TextEngine(model.definition, model.params, model.tokenizer, stop)
             return ChatModel(engine, model.chat)
+    if kind := model_kind(run):
+        raise ConfigError(
+            f"{run} holds a {kind} model, which does not chat: name the folder of a fine-tuned model"
+        )
     raise ConfigError(f"{run} holds no finished chat model yet: let its fine-tuning stage run to the end")

@@ -126,7 +126,7 @@ def make_experience(config, score, scalar, cut_ids: tuple[int, ...] = ()):
             "objective/non_score_reward": rewards.sum(1).mean() - scores.mean(),
             "objective/rlhf_reward": rewards.sum(1).mean(),
             "objective/kl_coef": kl_coef,
-            "ppo/val/var_explained": explained_variance(values, returns, value_mask),
+            "critic/vf_explained_var": explained_variance(values, returns, value_mask),
         }
         if config.ensemble:
             metrics["val/disagreement"] = scores_MxB.std(0).mean()

@@ -218,7 +218,9 @@ def read_facts(folder: str | Path, *kinds: str) -> dict:
         )
     file = Path(folder) / "model" / "model.json"
     if not file.exists():
-        raise ConfigError(f"{folder} holds no finished model: run the stage that makes it first")
+        inside = sorted(path.parent.parent for path in Path(folder).glob("*/model/model.json"))
+        remedy = f"name a stage of it, such as {inside[0]}" if inside else "run the stage that makes it first"
+        raise ConfigError(f"{folder} holds no finished model: {remedy}")
     facts = json.loads(file.read_text("utf-8"))
     if kinds and facts["kind"] not in kinds:
         raise ConfigError(

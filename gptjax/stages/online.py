@@ -91,6 +91,12 @@ class OnlineConfig:
         for key, given in filled_in.items():
             if given:
                 raise ValueError(f"{key} has no effect in rounds, which fill it in: leave it out")
+        if self.reward.at_most is not None:
+            raise ValueError("reward.at_most would leave the labels of later rounds out: leave it out itself")
+        if self.ppo.conventions.cut_at:
+            raise ValueError(
+                "ppo.conventions.cut_at is not known to rounds, which label whole replies: leave it out"
+            )
         if self.replies > self.reward.k_max:
             raise ValueError(
                 f"reward.k_max = {self.reward.k_max} is below replies = {self.replies}: raise it"
@@ -220,6 +226,9 @@ def load_models(config: OnlineConfig, mesh) -> TrainedModel | None:
         models[config.labeler.reward] = load_model(config.labeler.reward, mesh, "scalar")
     if config.reward.base:
         models[config.reward.base] = load_model(config.reward.base, mesh)
+    gold = config.ppo.tracking.gold if config.ppo.tracking else ""
+    for judge in filter(None, (*config.ppo.ensemble, gold)):
+        models[judge] = load_model(judge, mesh, "scalar")
     for name, rival in config.rivals.items():
         if model_kind(rival) != "language":
             raise ConfigError(f"rivals: {name} = {rival} holds no finished policy: run what makes it first")

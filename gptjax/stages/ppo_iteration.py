@@ -152,9 +152,12 @@ def make_iteration(config, tokenizer, language, scalar, reference, reward, texts
             metrics |= check.of_rollout(drawing, reference, rollout, floats, keys, number, judges)
             metrics |= {"digest/rollout": digest(rollout), "digest/experience": digest(made)}
         policy, critic, ema, parts, gradients = state.policy, state.critic, state.ema, [], []
-        if config.kl_limit is not None and float(metrics["objective/kl"]) > config.kl_limit:
-            state = dataclasses.replace(state, step=state.step + 1, ema=average(ema, policy.params))
-            return state, metrics | {"val/beyond_limit": 1.0}
+        if config.kl_limit is not None:
+            beyond = float(metrics["objective/kl"]) > config.kl_limit
+            metrics["val/beyond_limit"] = float(beyond)
+            if beyond:
+                state = dataclasses.replace(state, step=state.step + 1, ema=average(ema, policy.params))
+                return state, metrics
         for rows in minibatch_order(config, number):
             batch = {"experience": take(made, rows)}
             text = {"text": place(texts(int(policy.step)), mesh)} if config.ptx_coef else {}

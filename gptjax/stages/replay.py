@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from gptjax.config import ConfigError, from_json
+from gptjax.environment import usable_cores
 from gptjax.sharding.mesh import make_mesh
 from gptjax.stages.ppo import PpoConfig, Prepared, prepare
 from gptjax.stages.ppo_iteration import DIGESTS, PpoState
@@ -51,8 +52,9 @@ def replay(folder: Path, step: int) -> bool:
         if different:
             print(
                 f"replay: step {number} differs, first in {different}: {logged[number][different]} was "
-                f"logged, {made.get(different)} came out; digests are those of one machine, number of "
-                f"devices and set of versions, which {folder / 'environment.txt'} names"
+                f"logged, {made.get(different)} came out; digests are those of one machine, number of cores "
+                f"and devices and set of versions, which {folder / 'environment.txt'} names; this replay has "
+                f"{usable_cores()} cores"
             )
             return False
         print(f"replay: step {number} of {step} is equal ({', '.join(made)})", flush=True)

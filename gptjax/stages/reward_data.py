@@ -53,10 +53,10 @@ def read_groups(config) -> tuple[list[RankedReplies], list[RankedReplies]]:
         train_groups = [group for group in train_groups if in_half(json.dumps(group.prompt), config.half)]
         print(f"{config.source}: read: {bad_rows.summary()}", flush=True)
     if len(train_groups) < config.batch_size or not heldout_groups:
+        remedy = "add rankings or lower batch_size" if train_groups and heldout_groups else "add rankings"
         raise DataError(
             f"{config.source} gives {len(train_groups)} rankings to train on and {len(heldout_groups)} to "
-            f"measure with, but there must be batch_size = {config.batch_size} and 1: add rankings or lower "
-            "batch_size"
+            f"measure with, but there must be batch_size = {config.batch_size} and 1: {remedy}"
         )
     return train_groups, heldout_groups
 

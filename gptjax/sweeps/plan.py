@@ -148,12 +148,25 @@ def check_same(cell: Cell) -> None:
     stored = cell.folder / "config.json"
     if not stored.exists():
         return
-    changes = difference(json.loads(stored.read_text("utf-8")), to_json(cell.config))
+    wanted = to_json(cell.config)
+    changes = difference(_placed_as(wanted, json.loads(stored.read_text("utf-8")), cell.runs), wanted)
     if changes:
         raise ConfigError(
             f"{cell.folder} holds a run with another configuration ({'; '.join(changes)}): "
-            f"rename the arm '{cell.arm}', or delete {cell.folder} to start over"
+            f"rename the arm '{cell.arm}', or put {cell.folder} elsewhere to start over"
         )
+
+
+def _placed_as(wanted: Any, stored: Any, runs: Path) -> Any:
+    """`stored`, its folders of runs written as in `wanted`: those of runs that were moved are the same."""
+    if isinstance(wanted, dict) and isinstance(stored, dict):
+        return {key: _placed_as(wanted.get(key), value, runs) for key, value in stored.items()}
+    if isinstance(wanted, list) and isinstance(stored, list) and len(wanted) == len(stored):
+        return [_placed_as(*pair, runs) for pair in zip(wanted, stored, strict=True)]
+    if isinstance(wanted, str) and isinstance(stored, str) and _within(_absolute(wanted), _absolute(runs)):
+        below = Path(os.path.relpath(wanted, runs)).parts
+        return wanted if Path(stored).parts[-len(below) :] == below else stored
+    return stored
 
 
 def _cell(config: SweepConfig, arm: str, seed: int, file: str, runs: Path) -> Cell:
