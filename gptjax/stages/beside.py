@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 
+from gptjax.environment import usable_cores
 from gptjax.errors import RESUBMIT
 
 LOG = "log.txt"
@@ -34,7 +35,7 @@ def beside(module: str, config, folder: Path, **places):
         module: name of the stage's module.
         config, folder, places: what its `run` takes.
     """
-    if jax.default_backend() != "cpu" or (os.cpu_count() or 1) < 2 or jax.process_count() > 1:
+    if jax.default_backend() != "cpu" or usable_cores() < 2 or jax.process_count() > 1:
         return nullcontext()
     print(f"{folder.name} runs beside it: its lines are in {folder / LOG}", flush=True)
     return _process(module, config, folder, places)
