@@ -9,6 +9,7 @@ import sys
 import traceback
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydantic
@@ -100,17 +101,34 @@ def from_json(values: dict) -> typing.Any:
 def difference(old: typing.Any, new: typing.Any) -> list[str]:
     """Sentences such as "pretrain.steps was 100, is 200" for every key in which two configurations differ.
 
-    Both may be configurations or the dicts of `to_json`.
+    Both may be configurations or the dicts of `to_json`. The order of a mapping counts where `new` is a
+    configuration: sources have their numbers, and with them their draws, by it.
     """
-    old, new = (flatten(side if isinstance(side, dict) else to_json(side)) for side in (old, new))
-    absent = object()
+    old = old if isinstance(old, dict) else to_json(old)
     sentences = []
+    if is_config(new):
+        sentences = [f"{key} was in another order" for key in _reordered(old, new)]
+        new = to_json(new)
+    old, new = flatten(old), flatten(new)
+    absent = object()
     for key in dict.fromkeys([*old, *new]):
         before, after = old.get(key, absent), new.get(key, absent)
         if before != after:
             before, after = ("absent" if side is absent else repr(side) for side in (before, after))
             sentences.append(f"{key} was {before}, is {after}")
     return sentences
+
+
+def _reordered(old: dict, new: typing.Any, prefix: str = "") -> Iterator[str]:
+    """The keys of the mappings of a configuration that have the same entries as before in another order."""
+    for name in fields_of(new):
+        before, after = old.get(name), getattr(new, name)
+        if not isinstance(before, dict):
+            continue
+        if is_config(after):
+            yield from _reordered(before, after, f"{prefix}{name}.")
+        elif isinstance(after, dict) and before.keys() == after.keys() and list(before) != list(after):
+            yield f"{prefix}{name}"
 
 
 def flatten(values: dict, prefix: str = "") -> dict[str, typing.Any]:

@@ -24,9 +24,6 @@ _LAYOUT = re.compile(
     r"(?P<stage>(\w+\.)*)(?P<key>mesh\.(stage|data|fsdp|sequence|tensor)|accumulate|save_every) was .*"
 )
 
-# What a run writes before it reads its data.
-BEFORE_ANYTHING = {"config.json", "environment.txt"}
-
 
 class RunFolderRefused(ConfigError):
     """The run folder belongs to another run or cannot be made: nothing was started."""
@@ -38,7 +35,7 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
     Writes the resolved configuration to `config.json` and package versions, git revision and command line to
     `environment.txt`; each resume adds its own block to the latter. The mesh, `accumulate` and `save_every`
     may differ from those of an earlier start; what differs is said, and noted in `events.jsonl`. A finished
-    run keeps those that it had; a start that ended before it did anything binds nobody.
+    run keeps those that it had.
 
     Args:
       folder: where the run lives.
@@ -50,23 +47,10 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
         cannot be made.
     """
     folder, stored, wanted = Path(folder), Path(folder) / "config.json", to_json(config)
-    changes, layout = [], []
-    if stored.exists() and {path.name for path in folder.iterdir()} - BEFORE_ANYTHING:
-        changes = difference(json.loads(stored.read_text("utf-8")), wanted)
-        layout = [change for change in changes if _is_layout(change, wanted)]
-        refused = [
-            change
-            for change in changes
-            if change not in layout
-            and not any(change.startswith((f"{key} was ", f"{key}.")) for key in may_change)
-        ]
-        if refused:
-            raise RunFolderRefused(
-                f"{folder} holds a run with another configuration ({'; '.join(refused)}): "
-                f"choose another --name, or delete {folder} to start over"
-            )
-    elif folder.exists() and not folder.is_dir():
+    changes, layout = check_same(folder, config, may_change)
+    if folder.exists() and not folder.is_dir():
         raise RunFolderRefused(f"{folder} is not a folder: choose another --name")
+    wait_for_all(f"{folder} is looked at")  # before one of us writes what the others compare with
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -84,14 +68,50 @@ def open_run(folder: str | Path, config: typing.Any, *, may_change: Iterable[str
     return folder
 
 
+def check_same(
+    folder: Path, config: typing.Any, may_change: Iterable[str] = ()
+) -> tuple[list[str], list[str]]:
+    """What differs from the configuration that the folder holds, and what of that is where it is computed.
+
+    Raises:
+      RunFolderRefused: something differs that may not.
+    """
+    stored, wanted = folder / "config.json", to_json(config)
+    if not stored.exists():
+        return [], []
+    changes = difference(json.loads(stored.read_text("utf-8")), config)
+    layout = [change for change in changes if _is_layout(change, wanted)]
+    refused = [
+        change
+        for change in changes
+        if change not in layout
+        and not any(change.startswith((f"{key} was ", f"{key}.")) for key in may_change)
+    ]
+    if refused:
+        raise RunFolderRefused(
+            f"{folder} holds a run with another configuration ({'; '.join(refused)}): "
+            f"choose another --name, or delete {folder} to start over"
+        )
+    return changes, layout
+
+
+def take_back(folder: Path) -> None:
+    """Frees the name of a run that failed before it did anything, as for a source that was mistyped."""
+    begun = {path.name for path in folder.glob("*")} - {"config.json", "environment.txt"}
+    if not begun and jax.process_index() == 0:
+        (folder / "config.json").unlink(missing_ok=True)
+
+
 def _is_layout(change: str, wanted: dict) -> bool:
     """Whether a sentence of `difference` is of a key that changes no number."""
     found = _LAYOUT.fullmatch(change)
     if not found:
         return False
-    # PPO may average over each micro-batch; their number counts then.
-    averaged = flatten(wanted).get(f"{found['stage']}conventions.average_over")
-    return found["key"] != "accumulate" or averaged != "micro_batch"
+    settings, stage = flatten(wanted), found["stage"]
+    if found["key"] == "accumulate":  # PPO may average over each micro-batch; their number counts then
+        return settings.get(f"{stage}conventions.average_over") != "micro_batch"
+    # A translator is the average of its last checkpoints.
+    return found["key"] != "save_every" or settings.get(f"{stage}average", 1) == 1
 
 
 def stage_done(folder: str | Path) -> bool:

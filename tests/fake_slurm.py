@@ -1,7 +1,7 @@
 """Stands for SLURM on one machine: for sbatch, srun and so on, by the name it is called with.
 
 In `$FAKE_CLOUD`: `calls.jsonl` (every call), `job.json` (state, exit code), `tasks/N` (process ids),
-`requeue`.
+`requeue`, and `busy`, which the queue answers by a time-out, once.
 """
 
 import json
@@ -67,6 +67,10 @@ def srun(words):
 
 
 def squeue(words):
+    if (CLOUD / "busy").exists():
+        (CLOUD / "busy").unlink()
+        print("slurm_load_jobs error: Socket timed out on send/recv operation", file=sys.stderr)
+        return 1
     job = json.loads(JOB.read_text())
     if job["state"] in ("PENDING", "RUNNING"):
         print(job["state"])

@@ -150,6 +150,17 @@ def test_options_that_change_a_run_need_one_that_has_begun(workplace, capsys):
         assert "need one unfinished stage with checkpoints in" in capsys.readouterr().err
 
 
+def test_a_changed_configuration_is_refused_before_a_hand_is_laid_on_the_run(workplace, capsys):
+    assert gptjax("train", "experiments/tiny.py") == 0
+    (workplace / "runs/tiny/done.json").unlink(missing_ok=True)
+    (workplace / "runs/tiny/checkpoints/3").mkdir(parents=True)
+    words = ("--steps", "5", "--rewind-to", "0", "--skip-batches", "1:2")
+    assert gptjax("train", "experiments/tiny.py", *words) == 2
+    assert "holds a run with another configuration" in capsys.readouterr().err
+    assert (workplace / "runs/tiny/checkpoints/3").exists()
+    assert not (workplace / "runs/tiny/interventions.json").exists()
+
+
 def test_a_changed_configuration_is_refused(workplace, capsys):
     assert gptjax("train", "experiments/tiny.py") == 0
     assert gptjax("train", "experiments/tiny.py", "--steps", "5") == 2

@@ -215,6 +215,20 @@ def test_an_installation_that_fails_is_not_tried_for_ever(cloud, capfd):
     assert main([*TPU, "--", "bash", "run.sh", "0"]) == 2
     shown = capfd.readouterr().err
     assert "no such package" in shown and "error: a command on the hosts of demo failed" in shown
+    assert main([*TPU, "--delete", "--", "bash", "run.sh", "0"]) == 2
+    assert "the slice demo stays and costs money" in capfd.readouterr().out and "delete" not in verbs(cloud)
+
+
+def test_a_launch_that_is_stopped_and_deleted_is_not_made_anew(cloud):
+    running = launched(*TPU[:1], cloud, *TPU[1:], "--", "bash", "run.sh", "wait wait")
+    log = cloud / "hosts/1/launches/demo/worker.log"
+    wait_until(lambda: log.exists() and "ready" in log.read_text())
+    assert main(["stop", "demo", "--delete"]) == 0
+    assert running.wait(20) == 75
+    assert (
+        verbs(cloud).count("create") == verbs(cloud).count("delete") == 1 and not (cloud / "state").exists()
+    )
+    assert main([*TPU, "--", "bash", "run.sh", "0 0"]) == 0, "the next launch has forgotten it"
 
 
 def test_only_a_commit_is_shipped_or_what_is_beside_it_recorded(cloud, capfd):
@@ -268,6 +282,18 @@ def test_a_job_is_submitted_followed_and_queued_again_after_75(cloud, capfd):
 def test_a_job_whose_task_asks_for_a_person_ends_with_its_code(cloud, capfd):
     assert main([*SLURM, "--", "bash", "-c", "exit $((64 + 70 * SLURM_PROCID))"]) == 64
     assert not [words for words in calls(cloud) if words[0] == "scontrol"]
+
+
+def test_a_queue_that_is_too_busy_to_answer_does_not_end_a_job(cloud, capfd):
+    running = launched(*SLURM[:1], cloud, *SLURM[1:], "--", "bash", "run.sh", "wait")
+    log = Path(".launch/demo/worker-1.log")
+    wait_until(lambda: log.exists() and "ready" in log.read_text())
+    (cloud / "busy").touch()
+    wait_until(lambda: not (cloud / "busy").exists())
+    assert running.poll() is None
+    assert main(["stop", "demo"]) == 0
+    assert running.wait(20) == 75
+    assert "launch: job 7 is RUNNING" in running.stdout.read()
 
 
 def test_a_lost_task_queues_the_job_again_as_often_as_asked(cloud):

@@ -29,6 +29,7 @@ from gptjax.training.digest import leaf_digests
 from gptjax.training.events import SETTINGS_CHANGED, read_events
 from gptjax.training.integrity import read_facts
 from gptjax.training.metrics import MetricsWriter, read_metrics
+from gptjax.training.stopping import StopSignal
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 KILLS, STEPS = 10, 96
@@ -127,13 +128,27 @@ def test_sigterm_saves_and_the_same_command_goes_on(pretraining):
 
 
 @pytest.mark.fault(name="sigterm")
+def test_several_processes_ask_the_service_by_a_number_that_only_grows(monkeypatch):
+    """Steps begin anew in every stage, and the service has passed their numbers by."""
+    asked = []
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("gptjax.training.stopping._handler_in_c", lambda: None)
+    point = "jax.experimental.multihost_utils.reached_preemption_sync_point"
+    monkeypatch.setattr(point, lambda number: asked.append(number) or len(asked) == 5)
+    for steps in (3, 2):
+        with StopSignal() as stop:
+            answers = [stop.asked() for _ in range(steps)]
+    assert answers == [False, True] and asked == list(range(asked[0], asked[0] + 5))
+
+
+@pytest.mark.fault(name="sigterm")
 def test_a_second_sigterm_leaves_at_once():
     """The first is waited out by a save that takes a minute."""
     program = (
         "import time\nfrom gptjax.training.stopping import StopSignal\n"
         "with StopSignal() as stop:\n"
         "    print('training', flush=True)\n"
-        "    while not stop.asked(1): time.sleep(0.01)\n"
+        "    while not stop.asked(): time.sleep(0.01)\n"
         "    print('saving', flush=True)\n"
         "    time.sleep(60)\n"
     )

@@ -16,7 +16,7 @@ from gptjax.environment import (
     run_header,
     warnings,
 )
-from gptjax.runs import mark_done, open_run, read_done, stage_done, write_json_atomic
+from gptjax.runs import mark_done, open_run, read_done, stage_done, take_back, write_json_atomic
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.events import SETTINGS_CHANGED, read_events
 from gptjax.training.integrity import file_hash
@@ -61,11 +61,21 @@ class Settings:
     inner: Inner = Inner()
 
 
+@configclass
+class Weighted:
+    weights: dict[str, float]
+
+
+@configclass
+class Averaging:
+    average: int = 5
+    save_every: int = 10
+
+
 def test_a_run_can_be_resumed_but_not_changed(tmp_path):
     folder = open_run(tmp_path / "runs" / "a", Settings())
     assert json.loads((folder / "config.json").read_text())["steps"] == 3
     assert open_run(folder, Settings()) == folder
-    (folder / "metrics.jsonl").touch()
     with pytest.raises(ConfigError) as error:
         open_run(folder, Settings(steps=4, inner=Inner(rate=0.2)))
     for part in (str(folder), "steps was 3, is 4", "inner.rate was 0.1, is 0.2", "--name", "delete"):
@@ -73,15 +83,34 @@ def test_a_run_can_be_resumed_but_not_changed(tmp_path):
     assert json.loads((folder / "config.json").read_text())["steps"] == 3, "a refusal must change nothing"
 
 
-def test_a_start_that_ended_before_it_did_anything_binds_nobody(tmp_path):
+def test_a_start_that_failed_before_it_did_anything_binds_nobody(tmp_path):
     """The name of a run is not lost to a source that was mistyped."""
-    open_run(tmp_path, Settings())
+    take_back(open_run(tmp_path, Settings()))
     open_run(tmp_path, Settings(steps=4))
-    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 4 and read_events(tmp_path) == []
+    (tmp_path / "metrics.jsonl").touch()
+    take_back(tmp_path)
+    with pytest.raises(ConfigError, match="steps was 4, is 3"):
+        open_run(tmp_path, Settings())
+
+
+def test_a_mapping_in_another_order_is_another_run(tmp_path):
+    """The sources of a mixture are drawn by their numbers."""
+    open_run(tmp_path, Weighted(weights={"a": 1.0, "b": 2.0}))
+    open_run(tmp_path, Weighted(weights={"a": 1.0, "b": 2.0}))
+    with pytest.raises(ConfigError, match=r"\(weights was in another order\)"):
+        open_run(tmp_path, Weighted(weights={"b": 2.0, "a": 1.0}))
+
+
+def test_saves_that_a_model_is_the_average_of_may_not_change(tmp_path):
+    open_run(tmp_path, Averaging(average=1))
+    open_run(tmp_path, Averaging(average=1, save_every=5))
+    open_run(tmp_path / "averaged", Averaging())
+    with pytest.raises(ConfigError, match=r"\(save_every was 10, is 5\)"):
+        open_run(tmp_path / "averaged", Averaging(save_every=5))
 
 
 def test_only_the_keys_that_may_change_may(tmp_path):
-    (open_run(tmp_path, Settings()) / "metrics.jsonl").touch()
+    open_run(tmp_path, Settings())
     with pytest.raises(ConfigError, match="inner.rate was 0.1, is 0.2"):
         open_run(tmp_path, Settings(steps=4, inner=Inner(rate=0.2)), may_change=["steps"])
     open_run(tmp_path, Settings(steps=4, inner=Inner(rate=0.2)), may_change=["steps", "inner"])
@@ -90,9 +119,7 @@ def test_only_the_keys_that_may_change_may(tmp_path):
 
 def computed(folder, mesh, accumulate=1, averaged="minibatch"):
     choices = {"accumulate": accumulate, "conventions": Averages(average_over=averaged)}
-    folder = open_run(folder, Road(ppo=Learner(mesh=MeshConfig(data=mesh), **choices)))
-    (folder / "metrics.jsonl").touch()
-    return folder
+    return open_run(folder, Road(ppo=Learner(mesh=MeshConfig(data=mesh), **choices)))
 
 
 def test_where_a_run_is_computed_may_change_and_is_said(tmp_path, capsys):

@@ -102,6 +102,9 @@ def test_a_folder_of_runs_may_be_moved_and_named_in_other_words(workplace):
         (cell.folder / "config.json").write_text(json.dumps(to_json(cell.config)))
     Path("runs").rename("moved")
     sweep = SweepConfig(arms=arms, seeds=(0,), experiment="experiments/cell.py")
+    with pytest.raises(ConfigError, match="base was 'runs/base-0/model', is 'moved/base-0/model'"):
+        plan(sweep, "sweep.py", Path("moved"))  # a run that is not finished goes on under the old names
+    (workplace / "moved/tuned-0/done.json").write_text("{}")
     for named in (Path("moved"), workplace / "moved"):
         assert [cell.folder for cell in plan(sweep, "sweep.py", named)] == [
             named / "base-0",

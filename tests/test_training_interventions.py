@@ -89,10 +89,14 @@ def test_what_cannot_be_is_refused_and_nothing_is_moved(begun, rewind_to, skip, 
 def test_the_stage_of_a_road_is_the_one_that_is_not_finished(tmp_path):
     for stage in ("pretrain", "finetune"):
         (tmp_path / stage / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="unfinished are .*/finetune, .*/pretrain"):
+    with pytest.raises(ConfigError, match="unfinished are finetune, pretrain, so name one with --of"):
         unfinished_stage(tmp_path)
     (tmp_path / "pretrain" / "done.json").write_text("{}")
     assert unfinished_stage(tmp_path) == tmp_path / "finetune"
     (tmp_path / "finetune" / "done.json").write_text("{}")
     with pytest.raises(ConfigError, match="there is none"):
         unfinished_stage(tmp_path)
+    (tmp_path / "round-1" / "ppo" / "checkpoints").mkdir(parents=True)
+    assert (
+        unfinished_stage(tmp_path) == tmp_path / "round-1" / "ppo" == unfinished_stage(tmp_path / "round-1")
+    )

@@ -184,6 +184,17 @@ def test_a_step_of_several_updates_is_left_out_by_itself(tmp_path, step, capsys)
     assert "fit: step 3 left an update out (gradient norm" in capsys.readouterr().out
 
 
+def test_updates_left_out_in_several_steps_are_no_series_unless_they_go_on(tmp_path, step):
+    """One update of each of the steps 2 to 4, then three of the fifth, which may go on from the fourth."""
+
+    def spoilt(state, batch, key):
+        state, metrics = step(state, batch, key)
+        return state, metrics | {"skipped": jnp.float32({2: 1, 3: 1, 4: 1, 5: 3}.get(int(state.step), 0))}
+
+    with pytest.raises(TrainingStopped, match=r"such as --rewind-to 3 --skip-batches 4:6"):
+        train(tmp_path, spoilt, updates=8)
+
+
 def test_events_say_where_the_time_went(tmp_path, step):
     with pytest.raises(SystemExit):
         train(tmp_path, step, terminated_at(5))

@@ -65,6 +65,10 @@ def start(launch: Launch, shell: Shell) -> int:
         return follow(launch, shell)
 
 
+# What the accounting says of a job that is still in the queue.
+UNDER_WAY = {"PENDING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING"}
+
+
 def unpack(launch: Launch, shell: Shell) -> Path:
     """The tree of the commit in the launch's folder, with the environment of an earlier one, and our runs."""
     tree = launch.folder / "tree"
@@ -106,8 +110,8 @@ def follow(launch: Launch, shell: Shell) -> int:
                 text = file.read()
             shown += len(text)
             print(text.decode("utf-8", "replace"), end="", flush=True)
-        if not queued:
-            return ended(launch, shell)
+        if not queued and (code := ended(launch, shell)) is not None:
+            return code
         shell.wait(POLL)
 
 
@@ -117,8 +121,11 @@ def job_state(launch: Launch, shell: Shell) -> str:
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
-def ended(launch: Launch, shell: Shell) -> int:
-    """The exit code of the job as the accounting has it, with the job's state as a sentence."""
+def ended(launch: Launch, shell: Shell) -> int | None:
+    """The exit code of the job as the accounting has it, with the job's state as a sentence.
+
+    None of a job that has not ended: the queue was too busy to answer.
+    """
     words = ("--allocations", "--noheader", "--parsable2", "--format", "State,ExitCode")
     for _ in range(TRIES):  # the accounting learns of a job's end a little later than the queue
         answer = shell.ask("sacct", "--jobs", launch.job, *words)
@@ -131,6 +138,9 @@ def ended(launch: Launch, shell: Shell) -> int:
         reason = answer.stderr.strip() or "it knows no such job"
         raise LaunchError(f"job {launch.job} has left the queue, and sacct does not say how ({reason})")
     state, _, code = answer.stdout.strip().splitlines()[-1].rpartition("|")
+    if state in UNDER_WAY:
+        print(f"launch: job {launch.job} is {state}", flush=True)
+        return None
     value, _, number = code.partition(":")
     print(f"launch: job {launch.job} ended as {state} with exit code {value}", flush=True)
     return int(value) or (SIGNAL + int(number) if int(number or 0) else int(state != "COMPLETED"))

@@ -12,7 +12,7 @@ from gptjax.config import ConfigError, experiment_docstring, load_experiment, ru
 from gptjax.errors import CONFIG, RESUBMIT, USAGE, UserError
 from gptjax.overrides import describe, override
 
-OPTIONS = ("--name", "--runs", "--print-config", "--rewind-to", "--skip-batches", "--help")
+OPTIONS = ("--name", "--runs", "--print-config", "--rewind-to", "--skip-batches", "--of", "--help")
 
 _HELP = """gptjax train EXPERIMENT [--name NAME] [--runs DIR] [--print-config] [--KEY VALUE ...]
 
@@ -25,6 +25,7 @@ Runs an experiment file; the same command again resumes it.
   --rewind-to STEP go on from the newest checkpoint that is not after STEP
   --skip-batches A:B
                    leave out the batches of the steps A to B - 1, in this start and all later ones
+  --of STAGE       the stage that the two mean, where several are unfinished, such as ppo or round-1/ppo
   --KEY VALUE      set a key of the configuration: --optimizer.learning-rate 3e-4
 
 gptjax train EXPERIMENT --help lists the experiment's keys."""
@@ -42,6 +43,7 @@ def run_train(arguments: list[str]) -> int:
     parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--rewind-to", type=int)
     parser.add_argument("--skip-batches")
+    parser.add_argument("--of", default="")
     parser.add_argument("-h", "--help", action="store_true")
     options, overrides = parser.parse_known_args(rest)
     config = load_experiment(experiment)
@@ -53,13 +55,13 @@ def run_train(arguments: list[str]) -> int:
         print(json.dumps(to_json(config), indent=2))
         return 0
     folder = options.runs / (options.name or run_name(experiment))
-    return _run(config, folder, experiment, options.rewind_to, options.skip_batches)
+    return _run(config, folder, experiment, options.rewind_to, options.skip_batches, options.of)
 
 
 def _run(
-    config: object, folder: Path, experiment: str, rewind_to: int | None, skip_batches: str | None
+    config: object, folder: Path, experiment: str, rewind_to: int | None, skip_batches: str | None, stage: str
 ) -> int:
-    from gptjax.runs import RunFolderRefused, stage_done
+    from gptjax.runs import RunFolderRefused, check_same, stage_done, take_back
     from gptjax.sharding.distributed import join_cluster
 
     module = importlib.import_module(type(config).__module__)
@@ -81,7 +83,8 @@ def _run(
     if rewind_to is not None or skip_batches is not None:
         from gptjax.training.interventions import intervene
 
-        intervene(folder, rewind_to, skip_batches)
+        check_same(folder, config)  # else the run would be changed, and then refused
+        intervene(folder / stage, rewind_to, skip_batches)
     print(environment.run_header(config), flush=True)
     print(f"run folder {folder}", flush=True)
     try:
@@ -89,6 +92,8 @@ def _run(
     except UserError as error:
         if error.exit_code == USAGE and not isinstance(error, RunFolderRefused):
             error.exit_code = CONFIG  # the run has begun
+        if not isinstance(error, RunFolderRefused):
+            take_back(folder)
         raise
     except BrokenPipeError:
         raise

@@ -148,8 +148,10 @@ def check_same(cell: Cell) -> None:
     stored = cell.folder / "config.json"
     if not stored.exists():
         return
-    wanted = to_json(cell.config)
-    changes = difference(_placed_as(wanted, json.loads(stored.read_text("utf-8")), cell.runs), wanted)
+    wanted, found = to_json(cell.config), json.loads(stored.read_text("utf-8"))
+    if cell.finished:  # one that is not has to go on, by the names that it was given
+        found = _placed_as(wanted, found, cell.runs)
+    changes = difference(found, cell.config)
     if changes:
         raise ConfigError(
             f"{cell.folder} holds a run with another configuration ({'; '.join(changes)}): "
@@ -163,7 +165,8 @@ def _placed_as(wanted: Any, stored: Any, runs: Path) -> Any:
         return {key: _placed_as(wanted.get(key), value, runs) for key, value in stored.items()}
     if isinstance(wanted, list) and isinstance(stored, list) and len(wanted) == len(stored):
         return [_placed_as(*pair, runs) for pair in zip(wanted, stored, strict=True)]
-    if isinstance(wanted, str) and isinstance(stored, str) and _within(_absolute(wanted), _absolute(runs)):
+    within = bool(wanted) and isinstance(wanted, str) and _within(_absolute(wanted), _absolute(runs))
+    if within and isinstance(stored, str):
         below = Path(os.path.relpath(wanted, runs)).parts
         return wanted if Path(stored).parts[-len(below) :] == below else stored
     return stored

@@ -75,11 +75,12 @@ def intervene(folder: Path, rewind_to: int | None, skip: str | None) -> None:
 
 
 def unfinished_stage(folder: Path) -> Path:
-    """The folder itself, or the one of a road's stages that has begun and is not finished."""
-    begun = [path.parent for path in (*folder.glob("checkpoints"), *sorted(folder.glob("*/checkpoints")))]
+    """The folder itself, or the one of its stages, in rounds too, that has begun and is not finished."""
+    begun = [path.parent for path in sorted(folder.glob("**/checkpoints"))]
     unfinished = [stage for stage in begun if not (stage / "done.json").exists()]
     if len(unfinished) != 1:
-        found = f"unfinished are {', '.join(map(str, unfinished))}" if unfinished else "there is none"
+        names = ", ".join(str(stage.relative_to(folder)) for stage in unfinished)
+        found = f"unfinished are {names}, so name one with --of" if unfinished else "there is none"
         raise ConfigError(
             f"--rewind-to and --skip-batches need one unfinished stage with checkpoints in {folder}: {found}"
         )

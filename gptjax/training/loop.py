@@ -78,7 +78,7 @@ class Journal:
 
     def __init__(self, settings: LoopSettings, start: int, about: dict[str, str]):
         self._settings, folder = settings, settings.folder
-        self._skipping_since: int | None = None
+        self._skipped_before, self._skipping_since = 0, 0
         now = time.monotonic()
         # `started` is set back by what earlier starts took.
         began = now if settings.started is None else min(now, settings.started + seconds_spent(folder))
@@ -109,22 +109,22 @@ class Journal:
         self.time.step("skipped" if skipped or "left_out" in values else "")
         if skipped:
             self._skipped(number, skipped, values)
-        else:
-            self._skipping_since = None
+        self._skipped_before = skipped
 
     def _skipped(self, number: int, skipped: int, values: dict[str, float]) -> None:
         stage, norm = self._settings.stage, str(values.get("gradient_norm"))
         self.events.add("skipped", step=number, batch=number, gradient_norm=norm, in_a_row=skipped)
         what = "changed nothing" if self._settings.updates == 1 else "left an update out"
         print(f"{stage}: step {number} {what} (gradient norm {norm}), batch {number}", flush=True)
-        if self._skipping_since is None:
+        if not self._skipped_before or skipped <= self._skipped_before:  # a new series
             self._skipping_since = number - (skipped - 1) // self._settings.updates
         if skipped >= SKIPS_ALLOWED:
             first = self._skipping_since
             raise TrainingStopped(
                 f"{stage} stopped at step {number}: the loss or gradient was a spike or not finite "
-                f"{SKIPS_ALLOWED} times in a row; lower the learning rate, or go back and leave batches out, "
-                f"such as --rewind-to {max(first - 1, 0)} --skip-batches {first}:{number + 1}"
+                f"{SKIPS_ALLOWED} times in a row; begin anew with a lower learning rate, or go back and "
+                f"leave batches out, such as --rewind-to {max(first - 1, 0)} --skip-batches "
+                f"{first}:{number + 1}"
             )
 
     def saved(self, number: int) -> None:
@@ -202,7 +202,7 @@ def run_loop(
                     journal.log(*pending)
                     watchdog.beat()
                 pending = (number, metrics)
-                last, stopping = number == settings.steps, stop.asked(number)
+                last, stopping = number == settings.steps, stop.asked()
                 if evaluate and settings.eval_every and (last or number % settings.eval_every == 0):
                     jax.block_until_ready(metrics)
                     with watchdog.patience(), journal.time.during("evaluating"):

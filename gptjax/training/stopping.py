@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import itertools
 import os
 import signal
 import sys
@@ -13,6 +14,9 @@ from gptjax.errors import DISK, INTERNAL, RESUBMIT
 
 _sigaction = ctypes.CDLL(None).sigaction
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int)
+# The service agrees on one more than the highest number it has been asked about. Steps would pass it by: they
+# begin anew in every stage, and go on from thousands after a resume.
+_ASKED = itertools.count(1)
 
 
 class StopSignal:
@@ -35,13 +39,13 @@ class StopSignal:
         if self._service:
             _sigaction(signal.SIGTERM, self._service, None)
 
-    def asked(self, step: int) -> bool:
-        """Says whether to stop after this step; with several processes, call it once at every step."""
+    def asked(self) -> bool:
+        """Says whether to stop after this step; every one of several processes calls it once a step."""
         if jax.process_count() == 1:
             return self._told
         from jax.experimental import multihost_utils
 
-        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(step)
+        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(next(_ASKED))
         return self._agreed
 
     def _handle(self, number, _):
