@@ -97,6 +97,16 @@ def test_the_form_of_a_published_template(form, byte_level):
     assert recognised(PUBLISHED[form], Unframed()) == (None if "3" in form else form)
 
 
+def test_a_dialogue_that_is_nearly_of_a_form_is_not_of_it(byte_level):
+    chatml = chat_template(ChatForm())
+    phi = chatml.replace("message['role'] + '\n'", "message['role'] + '<|im_sep|>'")
+    assert recognised(chatml, byte_level) == "chatml" and recognised(phi, byte_level) is None
+    # Where [INST] is one piece, letters are not what the model was taught.
+    framed = copy.copy(Unframed())
+    framed.specials = {"[INST]": 3, "[/INST]": 4}
+    assert recognised(PUBLISHED["mistral"], framed) is None
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_template_is_not_taken_for_one_of_them(name):
     assert recognised(OTHERS[name], Spelt()) is None

@@ -6,6 +6,7 @@ import pytest
 
 from gptjax.data.metaspace import MetaspaceTokenizer, writes_bytes
 from gptjax.data.quality import DataError
+from gptjax.data.tokenizers import encode_after_special, encode_on
 from gptjax.stages.handover import load_tokenizer
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed (gptjax[hub])")
@@ -54,8 +55,20 @@ def test_ids_by_hand(normalizer, cut, prefix, spaced):
     assert tokenizer.vocab_size == len(PIECES) and not tokenizer.chatml
 
 
-def test_no_text_becomes_special():
-    tokenizer = MetaspaceTokenizer(content())
+@pytest.mark.parametrize(("normalizer", "cut"), [(PREPEND, None), (None, METASPACE), (REPLACE, None)])
+def test_a_text_that_goes_on_has_no_space_before_it(normalizer, cut):
+    tokenizer = MetaspaceTokenizer(content(normalizer, cut))
+    assert encode_on(tokenizer, "ab a") == [A, B, SPACE_A] and encode_on(tokenizer, " a") == [SPACE_A]
+    assert tokenizer.prefix_once == (cut is not None)
+    assert encode_after_special(tokenizer, "ab") == ([SPACE_AB] if normalizer == PREPEND else [A, B])
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_no_text_becomes_special(ignore):
+    tokenizer = MetaspaceTokenizer(content(REPLACE, ignore_merges=ignore))
+    for text in (" 2", "\ue0002", "2", " 1 2"):
+        assert not set(tokenizer.encode(text)) & {0, 1, 2}
+    tokenizer = MetaspaceTokenizer(content(ignore_merges=ignore))
     for text in ("<s>", "</s> <unk>", "\ue0001", "\ue0000 \ue0002"):
         assert not set(tokenizer.encode(text)) & {0, 1, 2}
         assert tokenizer.decode(tokenizer.encode(text)) == text

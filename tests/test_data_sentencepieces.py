@@ -7,10 +7,13 @@ import sentencepiece
 
 from experiments.external_data import external
 from gptjax.config import ConfigError
+from gptjax.data.code_tokens import add_code_tokens
 from gptjax.data.corpora import read_documents
 from gptjax.data.quality import DataError
 from gptjax.data.sentencepieces import SentencePieceTokenizer, from_lists, parsed, published
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenizers import Tokenizer, encode_on
+from gptjax.evaluation.zero_shot import completion_row
+from gptjax.generation.engine import _without_space_before
 
 TEXTS = ["", " ", "Hello world", "  two  blanks ", "a\nb\tc", "12345 é 漢字 😀", "</s> <s> <|im_end|>", "▁x"]
 
@@ -43,6 +46,26 @@ def test_the_ids_are_the_library_s(llama_like):
     digits = [ours.piece(id) for id in ours.encode("12345")]
     assert digits == ["▁", "1", "2", "3", "4", "5"] or digits == ["▁1", "2", "3", "4", "5"]
     assert ours.decode(ours.encode("漢字 😀")) == "漢字 😀"
+
+
+def test_a_text_that_goes_on_has_no_space_before_it(llama_like):
+    tokenizer = SentencePieceTokenizer(llama_like)
+    before, after = tokenizer.encode("Q: 7?\n"), encode_on(tokenizer, "143")
+    assert [tokenizer.piece(id) for id in after] == ["1", "4", "3"]
+    assert before + after == tokenizer.encode("Q: 7?\n143")
+    assert encode_on(tokenizer, " 143")[-3:] == after
+    row = completion_row("Q: 7?\n", "143", tokenizer, 32)
+    assert row["targets"][row["loss_mask"] > 0].tolist() == after
+
+
+def test_tokens_for_code_are_refused(llama_like):
+    with pytest.raises(DataError, match="this is a SentencePieceTokenizer: leave out code_tokens"):
+        add_code_tokens(SentencePieceTokenizer(llama_like))
+
+
+def test_what_is_streamed_is_what_is_decoded():
+    for pieces in ([" ", "value"], [" value", " T"], ["value"], [" "], []):
+        assert "".join(_without_space_before(iter(pieces))) == "".join(pieces).removeprefix(" ")
 
 
 def test_no_text_becomes_special(llama_like):

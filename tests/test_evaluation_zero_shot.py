@@ -20,6 +20,7 @@ from gptjax.evaluation.zero_shot import (
     run,
     score_rows,
     text_figures,
+    trained_on,
     unseen_texts,
 )
 from gptjax.generation.decode import decode, left_pad, request_keys
@@ -109,6 +110,13 @@ def test_a_text_that_was_trained_on_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"corpora": {"pydoc": 1.0}}))
     with pytest.raises(ConfigError, match="was trained on pydoc: measure zero-shot on another text"):
         unseen_texts("pydoc", (str(tmp_path),), 100)
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    sources = {"base": str(tmp_path), "dialogues": {"sums": 1.0}, "text": {"shakespeare": 0.1}}
+    (tuned / "config.json").write_text(json.dumps(sources))
+    assert trained_on(tuned) == {"pydoc", "sums", "shakespeare"}
+    with pytest.raises(ConfigError, match="tuned was trained on pydoc"):
+        unseen_texts("pydoc", (str(tuned),), 100)
 
 
 def test_a_ladder_is_measured_from_its_run_folders(model, tmp_path):

@@ -11,6 +11,7 @@ import tiny
 
 from gptjax import cli, environment
 from gptjax.config import ConfigError, load_experiment
+from gptjax.data.byte_level import ByteLevelTokenizer, byte_characters
 from gptjax.data.corpora import read_documents
 from gptjax.data.quality import DataError
 from gptjax.data.tokenizers import Tokenizer
@@ -204,6 +205,30 @@ def test_bundled_sources_and_files_are_found(tmp_path):
     road.check_sources(files)
     with pytest.raises(DataError, match="has no file that ends in .jsonl"):
         road.check_sources(override(files, ["--reward.source", str(tmp_path)]))
+
+
+def test_a_field_of_rows_is_a_source_of_a_road(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"zh": "a"}\n')
+    road.check_sources(override(BUNDLED, ["--pretrain.corpora", f"{tmp_path}/pairs.jsonl:zh=1"]))
+
+
+def test_bad_rows_and_tokenizers_without_frames_are_found_before_the_first_stage(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"messages": "hello"}\n')
+    for key in ("finetune.dialogues", "ppo.dialogues"):
+        with pytest.raises(DataError, match=r"d.jsonl:1 \(malformed field"):
+            road.check_sources(override(BUNDLED, [f"--{key}", f"{tmp_path}/d.jsonl=1"]))
+    (tmp_path / "r.jsonl").write_text('{"prompt": "p", "chosen": "a"}\n')
+    with pytest.raises(DataError, match=r"r.jsonl:1 \(missing field: rejected"):
+        road.check_sources(override(BUNDLED, ["--reward.source", f"{tmp_path}/r.jsonl"]))
+    pieces = ["<|endoftext|>", *byte_characters()]
+    bare = ByteLevelTokenizer.from_pieces(pieces, [3, *[1] * 256], [], "gpt-2")
+    bare.save(tmp_path / "tokenizer.json")
+    named = override(BUNDLED, ["--pretrain.tokenizer", f"{tmp_path}/tokenizer.json"])
+    with pytest.raises(
+        DataError, match="tokenizer.json has no <|im_start|> and <|im_end|>".replace("|", r"\|")
+    ):
+        road.check_sources(named)
+    road.check_sources(named, ["reward", "ppo"])  # what is left to do of a road that has fine-tuned
 
 
 def finished(folder: Path) -> Path:

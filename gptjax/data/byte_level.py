@@ -199,12 +199,12 @@ def byte_characters() -> dict[str, int]:
 def _backend(description: dict, vocab: dict[str, int], specials: dict[str, int], plain: set[str]):
     """The library's tokenizer, in which no special piece can be reached.
 
-    A special piece is called by a character that stands for no byte, so that neither the text nor a merge of
-    its pieces can spell it.
+    A special piece is called by a name with a space, of which a text that has been cut has none: neither it
+    nor a merge of its pieces can spell it.
     """
     import tokenizers
 
-    hidden = {piece: f"\ue000{id}" for piece, id in specials.items()}
+    hidden = {piece: f" {id}" for piece, id in specials.items()}
     entry = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     model = description["model"] | {"vocab": {hidden.get(piece, piece): id for piece, id in vocab.items()}}
     if isinstance(model.get("unk_token"), str):

@@ -21,7 +21,7 @@ from gptjax.data.files import (
 from gptjax.data.instructions import dialogue_of_instruction
 from gptjax.data.quality import BadRows, DataError, missing_of
 from gptjax.data.sums import sums
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenizers import Tokenizer, encode_after_special, encode_on
 from gptjax.errors import require
 
 Messages = list[dict[str, str]]
@@ -59,13 +59,13 @@ EXCLUDED = {
 @lru_cache(maxsize=64)
 def header(role: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """`<|im_start|>role\\n`."""
-    return (tokenizer.im_start_id, *tokenizer.encode(f"{role}\n"))
+    return (tokenizer.im_start_id, *encode_after_special(tokenizer, f"{role}\n"))
 
 
 @lru_cache(maxsize=64)
 def newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The line break after each message."""
-    return tuple(tokenizer.encode("\n"))
+    return tuple(encode_after_special(tokenizer, "\n"))
 
 
 def render_prompt(messages: Messages, tokenizer: Tokenizer) -> list[int]:
@@ -83,7 +83,7 @@ def render_dialogue(messages: Messages, tokenizer: Tokenizer) -> tuple[list[int]
     newline = newline_ids(tokenizer)
     for message in messages:
         before = header(message["role"], tokenizer)
-        said = [*tokenizer.encode(message["content"]), tokenizer.im_end_id]
+        said = [*encode_on(tokenizer, message["content"]), tokenizer.im_end_id]
         ids += [*before, *said, *newline]
         spoken = int(message["role"] == "assistant")
         mask += [0] * len(before) + [spoken] * len(said) + [0] * len(newline)

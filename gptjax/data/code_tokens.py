@@ -28,10 +28,15 @@ def add_code_tokens(tokenizer: AnyTokenizer) -> AnyTokenizer:
     more produce an infilling token than any other special one.
 
     Raises:
-        DataError: it has infilling tokens already.
+        DataError: it has infilling tokens already, or is neither ours nor byte-level.
     """
-    if isinstance(tokenizer, ByteLevelTokenizer):
+    if type(tokenizer) is ByteLevelTokenizer:
         return _added_to_byte_level(tokenizer)
+    if type(tokenizer) is not Tokenizer:
+        raise DataError(
+            f"tokens for code are added to our own and to byte-level tokenizers, and this is a "
+            f"{type(tokenizer).__name__}: leave out code_tokens"
+        )
     return _added_to_sentencepiece(tokenizer)
 
 

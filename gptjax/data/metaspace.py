@@ -7,11 +7,12 @@ bytes. The library `tokenizers` cuts and merges; what is special is decided as i
 import json
 import re
 from collections.abc import Iterable
+from functools import cached_property
 
 from gptjax.data.byte_level import ByteLevelTokenizer
 from gptjax.data.quality import DataError
 from gptjax.data.tokenizer_json import parse_bpe
-from gptjax.data.tokenizers import SPACE_MARK
+from gptjax.data.tokenizers import SPACE_MARK, refuse_surrogates
 
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
 _PREPEND = {"type": "Prepend", "prepend": SPACE_MARK}
@@ -26,10 +27,27 @@ class MetaspaceTokenizer(ByteLevelTokenizer):
 
     Attributes:
         prefix: whether a space is put before the text.
+        prefix_once: whether it is put before the first text alone, and not after special pieces.
         file_name: what the file, a `tokenizer.json`, is called in a run folder.
     """
 
     file_name = "metaspace.json"
+
+    def encode_on(self, text: str) -> list[int]:
+        """As `encode`, of a text that follows another: no space is put before it."""
+        refuse_surrogates(text)
+        return self._going_on.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _going_on(self):
+        import tokenizers
+
+        body = json.loads(self._backend.to_str())
+        if body["pre_tokenizer"] is None:
+            body["normalizer"] = _REPLACE
+        else:
+            body["pre_tokenizer"]["prepend_scheme"] = "never"
+        return tokenizers.Tokenizer.from_str(json.dumps(body))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without the space before it; special ids give nothing."""
@@ -41,7 +59,9 @@ class MetaspaceTokenizer(ByteLevelTokenizer):
         vocab = description["model"].get("vocab")
         if not isinstance(vocab, dict) or not all(f"<0x{byte:02X}>" in vocab for byte in range(256)):
             raise DataError("this tokenizer lacks pieces for bytes, with which it would write the unknown")
-        self.prefix = _prefix(description.get("normalizer"), description.get("pre_tokenizer"))
+        cut = description.get("pre_tokenizer")
+        self.prefix = _prefix(description.get("normalizer"), cut)
+        self.prefix_once = cut is not None and cut.get("prepend_scheme") == "first"
         return description
 
     def _piece_bytes(self, piece: str) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 from gptjax.data.chat import Messages, Origin, fault_of_messages, header, render_prompt
 from gptjax.data.files import held_out_keys, is_utf8, read_jsonl, source_files
 from gptjax.data.quality import BadRows, DataError, missing_of
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenizers import Tokenizer, encode_on
 
 HELD_OUT = 10  # one in ten
 MOST = float(np.finfo(np.float32).max)
@@ -191,7 +191,7 @@ def encode_ranked(
             raise DataError(f"{file}:{line} has {count} completions: raise k_max, which is {k_max}")
         prompt = render_prompt(group.prompt, tokenizer)
         for k, completion in enumerate(group.completions):
-            ids = [*prompt, *tokenizer.encode(completion), tokenizer.im_end_id]
+            ids = [*prompt, *encode_on(tokenizer, completion), tokenizer.im_end_id]
             if len(ids) > context_length:
                 bad_rows.add("longer than the context", file, line)
                 continue

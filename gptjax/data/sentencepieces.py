@@ -7,6 +7,7 @@ the text; our own models, which lose nothing, are `data/tokenizers.py`.
 import hashlib
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -90,6 +91,17 @@ class SentencePieceTokenizer:
         """The ids of `text`, without any special id. Raises DataError when it holds a lone surrogate."""
         refuse_surrogates(text)
         return self._pieces.encode(text)
+
+    def encode_on(self, text: str) -> list[int]:
+        """As `encode`, of a text that follows another: no space is put before it."""
+        refuse_surrogates(text)
+        return self._going_on.encode(text)
+
+    @cached_property
+    def _going_on(self) -> sentencepiece.SentencePieceProcessor:
+        proto = parsed(self.model)
+        proto.normalizer_spec.add_dummy_prefix = False
+        return _processor(proto.SerializeToString())
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without the space before it; special ids give nothing."""

@@ -32,6 +32,16 @@ def text_start_id(tokenizer) -> int:
     return tokenizer.end_of_text_id if tokenizer.bos_id is None else tokenizer.bos_id
 
 
+def encode_on(tokenizer, text: str) -> list[int]:
+    """The ids of a text that follows another: without the space that some tokenizers put before a text."""
+    return tokenizer.encode_on(text) if getattr(tokenizer, "prefix", False) else tokenizer.encode(text)
+
+
+def encode_after_special(tokenizer, text: str) -> list[int]:
+    """The ids of a text that follows a special piece, before which most of these put their space again."""
+    return encode_on(tokenizer, text) if getattr(tokenizer, "prefix_once", False) else tokenizer.encode(text)
+
+
 def training_chunks(texts: Iterable[str]) -> Iterator[str]:
     """Cuts texts into chunks of at most CHUNK characters, after a newline where there is one.
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from gptjax.config import ConfigError, configclass
 from gptjax.data.corpora import read_documents
 from gptjax.data.in_context import Question, questions
-from gptjax.data.tokenizers import text_start_id
+from gptjax.data.tokenizers import encode_on, text_start_id
 from gptjax.evaluation.perplexity import bits_per_byte, first_bytes, heldout_rows, mean_loss
 from gptjax.models.functional import ModelDefinition
 from gptjax.ranges import Count, Natural, Seed
@@ -68,12 +68,18 @@ def unseen_texts(source: str, models: tuple[str, ...], limit: int) -> list[str]:
         ConfigError: one of the models was trained on the source.
     """
     for folder in models:
-        stored = Path(folder) / "config.json"
-        trained_on = json.loads(stored.read_text("utf-8")).get("corpora", {}) if stored.exists() else {}
-        if source in trained_on:
+        if source in trained_on(folder):
             raise ConfigError(f"{folder} was trained on {source}: measure zero-shot on another text")
     documents = read_documents(source, split="train") + read_documents(source, split="heldout")
     return first_bytes([d.text for d in documents], limit)
+
+
+def trained_on(folder: str | Path) -> set[str]:
+    """The sources of a run, and of those that it goes on from."""
+    stored = Path(folder) / "config.json"
+    config = json.loads(stored.read_text("utf-8")) if stored.exists() else {}
+    sources = {source for key in ("corpora", "text", "dialogues") for source in config.get(key) or {}}
+    return sources.union(*(trained_on(config[key]) for key in ("base", "policy") if config.get(key)))
 
 
 def text_figures(model: TrainedModel, texts: list[str], config: ZeroShotConfig) -> dict[str, float]:
@@ -91,7 +97,7 @@ def completion_row(prompt: str, completion: str, tokenizer, length: int) -> dict
         ConfigError: it does not fit.
     """
     before = [text_start_id(tokenizer), *tokenizer.encode(prompt)]
-    ids = before + tokenizer.encode(completion)
+    ids = before + encode_on(tokenizer, completion)
     if len(ids) > length + 1:
         raise ConfigError(f"a question takes {len(ids) - 1} tokens, but length = {length}: raise it")
     padded = np.full(length + 1, tokenizer.pad_id, np.int32)

@@ -91,6 +91,10 @@ class TextEngine:
         Bytes of a character split over tokens are held back until it is complete, and so are tokens that
         may turn out to begin a stop sequence.
         """
+        pieces = self._pieces(prompt, sampling, seed)
+        return _without_space_before(pieces) if getattr(self.tokenizer, "prefix", False) else pieces
+
+    def _pieces(self, prompt: list[int], sampling: SamplingConfig, seed: int) -> Iterator[str]:
         start, go_on, _ = self._programs(sampling)
         tokens, mask = left_pad(
             [prompt], self.tokenizer.pad_id, self._padded_length([prompt], sampling.max_new_tokens)
@@ -150,3 +154,12 @@ class TextEngine:
 
     def _bytes(self, ids: list[int]) -> bytes:
         return b"".join(map(self.tokenizer.token_bytes, ids))
+
+
+def _without_space_before(pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces without a space at their beginning, which a tokenizer's `decode` leaves out as well."""
+    for first in pieces:
+        if bare := first.removeprefix(" "):
+            yield bare
+        break
+    yield from pieces

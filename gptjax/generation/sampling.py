@@ -46,6 +46,8 @@ def shortlist(logits_BxV: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
 def nucleus(logits_BxV: jax.Array, top_p: float) -> jax.Array:
     """Sets the logits outside the nucleus to -inf; at least the most likely token stays in every row.
 
+    Tokens as likely as its last one stay as well.
+
     Args:
         logits_BxV: float32 `[B, V]`, temperature already applied.
         top_p: see `SamplingConfig`.

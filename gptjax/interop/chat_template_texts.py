@@ -10,6 +10,7 @@ import re
 from gptjax.data.byte_level import IM_END, IM_START
 from gptjax.data.chat_templates import PIECES, ChatForm
 
+IM_SEP = "<|im_sep|>"  # Phi's dialogues have it where ChatML's have a line break
 # The system message that a ChatML template puts before dialogues without one.
 _SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]{1,2000})<\|im_end\|>")
 _CHATML = (
@@ -85,11 +86,14 @@ MARKS = {
 def recognised(template: str, tokenizer) -> str | None:
     """The form that a template's text is of; None where gptjax, or the tokenizer, does not have it."""
     if IM_START in template:
-        return ("bos+chatml" if "bos_token" in template else "chatml") if tokenizer.chatml else None
+        taught = tokenizer.chatml and IM_SEP not in template
+        return ("bos+chatml" if "bos_token" in template else "chatml") if taught else None
     text, specials = _plain(template), getattr(tokenizer, "specials", {})
     for name, marks in MARKS.items():
         if all(mark in text for mark in marks):
-            return name if all(piece in specials for piece in PIECES.get(name, ())) else None
+            # Where [INST] is a piece of its own, a model knows it as that and not as letters.
+            taught = all(piece in specials for piece in PIECES.get(name, ())) and "[INST]" not in specials
+            return name if taught else None
     return None
 
 

@@ -175,8 +175,9 @@ def _llama(config: DecoderConfig) -> dict:
         "intermediate_size": config.inner_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_epsilon,
-        # The former is read by transformers 4, the latter by 5.
+        # The first two are read by transformers 4, the last by 5.
         "rope_theta": config.rotary_theta,
+        "rope_scaling": rope if scaling is not None else None,
         "rope_parameters": {**rope, "rope_theta": config.rotary_theta},
         "attention_bias": False,
         "mlp_bias": False,

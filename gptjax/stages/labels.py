@@ -24,6 +24,7 @@ from gptjax.data.preferences import (
     ranked_row,
 )
 from gptjax.data.quality import BadRows, DataError
+from gptjax.data.tokenizers import encode_on
 from gptjax.errors import WAITING
 from gptjax.evaluation.calibration import make_pairs
 from gptjax.ranges import NonNegative, UpToHalf
@@ -73,7 +74,7 @@ def score_replies(
     lengths = np.zeros(shape, np.int32)
     for g, (prompt, texts) in enumerate(zip(prompts, replies, strict=True)):
         for k, text in enumerate(texts):
-            ids = [*prompt, *tokenizer.encode(text)][: settings.length - 1] + [tokenizer.im_end_id]
+            ids = [*prompt, *encode_on(tokenizer, text)][: settings.length - 1] + [tokenizer.im_end_id]
             tokens[g, k, : len(ids)], lengths[g, k] = ids, len(ids)
     arrays = RankedArrays(tokens, lengths, np.zeros(shape, np.float32), np.arange(len(replies)))
     return score_all(model.definition, model.params, arrays, settings)

@@ -4,13 +4,16 @@ from collections.abc import Collection
 
 from gptjax.config import ConfigError
 from gptjax.data import chat, corpora
+from gptjax.data.byte_level import IM_END, IM_START
 from gptjax.data.files import is_path, source_files, unknown_source
-from gptjax.data.quality import DataError
+from gptjax.data.preferences import read_preferences
+from gptjax.data.quality import BadRows, DataError
 from gptjax.models.functional import ModelDefinition
 from gptjax.models.heads import LanguageModel
 from gptjax.models.lora import LoraDefinition
 from gptjax.stages.handover import too_long
 from gptjax.stages.ppo_data import ppo_lengths
+from gptjax.stages.tokenizer import read_tokenizer
 
 STAGES = ("pretrain", "finetune", "reward", "ppo")
 HANDED_OVER = ("base", "policy", "reward")
@@ -82,8 +85,39 @@ def check_sources(config, stages: Collection[str] = STAGES) -> None:
     for stage in stages:
         for sources, bundled, suffixes in named[stage]:
             for source in sources:
-                if source in bundled:
+                path = corpora.split_field(source)[0] if suffixes is text else source
+                if path in bundled:
                     continue
-                if not is_path(source):
-                    raise DataError(f"{stage}: {unknown_source(source, bundled)}")
-                source_files(source, suffixes)
+                if not is_path(path):
+                    raise DataError(f"{stage}: {unknown_source(path, bundled)}")
+                source_files(path, suffixes)
+    if "finetune" in stages and config.pretrain.tokenizer:
+        check_can_chat(config.pretrain.tokenizer)
+    read_rows(config, stages)
+
+
+def check_can_chat(tokenizer: str) -> None:
+    """Refuses a tokenizer without pieces that frame messages, of which fine-tuning makes dialogues.
+
+    Raises:
+        DataError: it lacks them, or is none.
+    """
+    if not read_tokenizer(tokenizer).chatml:
+        raise DataError(
+            f"pretrain.tokenizer = {tokenizer} has no {IM_START} and {IM_END}, which dialogues need: name "
+            "another, or leave it out to have one trained"
+        )
+
+
+def read_rows(config, stages: Collection[str]) -> None:
+    """Reads the user's dialogues and rankings once, so that bad rows are found before the first stage.
+
+    Raises:
+        DataError: too many rows are bad.
+    """
+    dialogues = {"finetune": config.finetune.dialogues, "ppo": [config.ppo.prompts, *config.ppo.dialogues]}
+    for stage in stages:
+        for source in filter(is_path, dialogues.get(stage, ())):
+            chat.read_dialogues(source)
+    if "reward" in stages and is_path(config.reward.source):
+        read_preferences(config.reward.source, BadRows())

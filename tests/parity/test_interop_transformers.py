@@ -17,7 +17,7 @@ from gptjax.data.chat_templates import PIECES, ChatForm, prompt_ids
 from gptjax.data.corpora import read_documents
 from gptjax.data.metaspace import MetaspaceTokenizer
 from gptjax.data.wordpiece import WordPieceTokenizer
-from gptjax.interop.chat_template_texts import recognised
+from gptjax.interop.chat_template_texts import chat_template, recognised
 from gptjax.interop.exporting import export_model
 from gptjax.interop.gguf_writing import export_gguf
 from gptjax.interop.huggingface import read_template
@@ -384,6 +384,27 @@ def test_instructions_have_the_ids_of_transformers(tmp_path, form):
     write_tokenizer(tmp_path / "out", ours, 128, ChatForm(template=form))
     same_dialogues(transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), ours, form, dialogues)
     assert theirs.encode("Hello world") == [ours.bos_id, *ours.encode("Hello world")]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_chatml_of_sentencepieces_has_the_ids_of_transformers(tmp_path, legacy):
+    """The space before a text stands after every special piece, or before the first text alone."""
+    train_llama_like(tmp_path / "model")
+    added = {"<|im_start|>": 600, "<|im_end|>": 601}
+    (tmp_path / "model" / "added_tokens.json").write_text(json.dumps(added))
+    template = chat_template(ChatForm())
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "add_bos_token": False}
+    settings |= {"chat_template": template, "additional_special_tokens": list(added)}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    ours = read_tokenizer(tmp_path / "model")
+    if not legacy:  # what says so is `tokenizer.json`
+        (tmp_path / "alone").mkdir()
+        theirs.backend_tokenizer.save(str(tmp_path / "alone" / "tokenizer.json"))
+        ours = read_tokenizer(tmp_path / "alone")
+        assert ours.prefix_once
+    assert recognised(template, ours) == "chatml"
+    same_dialogues(theirs, ours, "chatml", [*DIALOGUES, *([SYSTEM, *d] for d in DIALOGUES)])
 
 
 @pytest.mark.parametrize("form", ["llama3", "llama3.1"])
