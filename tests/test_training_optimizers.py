@@ -146,18 +146,6 @@ def test_weight_decay_touches_matrices_and_embeddings_alone():
         np.testing.assert_allclose(update, -0.02 if decayed else 0.0, rtol=1e-6, err_msg=name)
 
 
-def test_muon_s_update_of_a_wide_map_is_as_much_longer(tmp_path):
-    """Singular values of a map from 8 to 32 are twice those of its first 8 outputs' shape."""
-    axes = {"stack": ("layers", "embed", "mlp")}
-    settings = {"schedule": "constant", "weight_decay": 0.0, "clip_norm": None}
-    optimizer = make_optimizer(OptimizerConfig(kind="muon", muon_learning_rate=1.0, **settings), 10, axes)
-    for outputs, factor in ((8, 1.0), (32, 2.0), (4, 1.0)):
-        gradient = {"stack": jax.random.normal(jax.random.key(2), (1, 8, outputs))}
-        updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(gradient), gradient)
-        values = np.linalg.svd(np.asarray(updates["stack"][0]), compute_uv=False)
-        assert 0.6 < values.min() / factor and values.max() / factor < 1.25, outputs
-
-
 def test_muon_turns_every_stacked_matrix_orthogonal_and_leaves_the_rest_to_adam():
     settings = {"schedule": "constant", "weight_decay": 0.0, "clip_norm": None, "learning_rate": 0.01}
     params, gradient = draw(0), draw(1)
@@ -169,11 +157,8 @@ def test_muon_turns_every_stacked_matrix_orthogonal_and_leaves_the_rest_to_adam(
         np.testing.assert_allclose(updates[name], expected[name], rtol=1e-6)
     for layer, layer_gradient in zip(updates["stack"], gradient["stack"], strict=True):
         u, values, v = np.linalg.svd(-np.asarray(layer) / 0.5, full_matrices=False)
-        # Five Newton-Schulz iterations bring singular values to between 0.7 and 1.2; wide maps are scaled
-        # by sqrt(outputs / inputs).
-        outputs, inputs = layer.shape[1], layer.shape[0]
-        scaled = values / max(1.0, outputs / inputs) ** 0.5
-        assert (scaled > 0.6).all()
-        assert (scaled < 1.25).all()
+        # Five Newton-Schulz iterations bring singular values to between 0.7 and 1.2, whatever the map's shape.
+        assert (values > 0.6).all()
+        assert (values < 1.25).all()
         left, _, right = np.linalg.svd(layer_gradient, full_matrices=False)
         np.testing.assert_allclose(u @ v, left @ right, atol=0.02)

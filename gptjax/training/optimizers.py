@@ -19,7 +19,8 @@ class OptimizerConfig:
     Attributes:
         kind: "adamw"; "adam_tf1", whose epsilon is not bias-corrected (`scale_by_adam_tf1`); or "muon"
             (orthogonalised momentum on the hidden matrices, AdamW on embeddings, heads, biases and gains;
-            Jordan et al. 2024).
+            Jordan et al. 2024, the algorithm of the text: their code, and `optax.contrib.muon`, make the
+            update of a wide map sqrt(outputs / inputs) times as long).
         learning_rate: peak, reached after the warm-up.
         schedule: "cosine" or "linear" fall from the peak to `final_fraction` of it when the run ends;
             "constant" stays at the peak; "noam" is `peak * min(sqrt(warmup / step), step / warmup)`
@@ -147,16 +148,10 @@ def _with_muon(adam, config, steps, axes, clock):
         optax.contrib.scale_by_muon(
             weight_dimension_numbers=lambda params: jax.tree.map(lambda _: matrix, params)
         ),
-        optax.stateless(lambda updates, _: jax.tree.map(_scaled_by_shape, updates)),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(lambda count: rate(clock(count))),
     )
     return optax.multi_transform({"muon": muon, "adam": adam}, labels)
-
-
-def _scaled_by_shape(update_NxIxO):
-    """`sqrt(max(1, outputs / inputs))` times the update, as in Jordan et al. 2024."""
-    return update_NxIxO * max(1.0, update_NxIxO.shape[2] / update_NxIxO.shape[1]) ** 0.5
 
 
 def _own_axes(names):
