@@ -218,6 +218,8 @@ def run_gptjax(words: list[str], stdin: str) -> int:
     if experiment:
         assert experiment in (*SMALL, *ROADS, *MEASUREMENTS), f"nothing runs the experiment {experiment}"
         words += ["--print-config"] if experiment not in MEASUREMENTS else []
+    if experiment == "my_curves":
+        words += ["--sampling.max-new-tokens", "4"]  # as the replies of the small run that it measures
     if words[1] == "sweep" and "print" not in words:
         words += ["--dry-run"]  # its runs would take minutes: tests/test_sweeps.py runs some
     if words[1] == "compare":
