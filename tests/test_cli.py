@@ -161,6 +161,11 @@ def test_a_changed_configuration_is_refused_before_a_hand_is_laid_on_the_run(wor
     assert not (workplace / "runs/tiny/interventions.json").exists()
 
 
+def test_a_mistake_in_the_data_does_not_take_the_run_s_name(workplace):
+    assert gptjax("train", "experiments/tiny.py", "--end", "data") == 65
+    assert gptjax("train", "experiments/tiny.py") == 0
+
+
 def test_a_changed_configuration_is_refused(workplace, capsys):
     assert gptjax("train", "experiments/tiny.py") == 0
     assert gptjax("train", "experiments/tiny.py", "--steps", "5") == 2

@@ -41,6 +41,11 @@ class Launch:
         """Where everything about it lies on this machine."""
         return FOLDER / self.name
 
+    @property
+    def stopped(self) -> Path:
+        """The file that is there once a person has stopped it."""
+        return self.folder / "stopped"
+
     def save(self, shell: Shell, **changes) -> "Launch":
         """Writes the record, with these changes; returns it."""
         changed = replace(self, **changes)

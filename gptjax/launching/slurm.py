@@ -77,8 +77,8 @@ def unpack(launch: Launch, shell: Shell) -> Path:
     shell.must("find", tree, "-mindepth", "1", "-maxdepth", "1", *kept, "-exec", "rm", "-rf", "{}", "+")
     shell.must("tar", "-xzf", launch.folder / "code.tar.gz", "-C", tree)
     shell.must("ln", "-sfn", Path("runs").resolve(), tree / "runs")
-    for old in ("stopped", "failed"):
-        shell.must("rm", "-f", launch.folder / old)
+    for old in (launch.stopped, launch.folder / "failed"):
+        shell.must("rm", "-f", old)
     return tree
 
 
@@ -163,6 +163,6 @@ def logs(launch: Launch, shell: Shell) -> int:
 
 def stop(launch: Launch, shell: Shell) -> int:
     """Asks the tasks of a running job to save and leave; takes a waiting one out of the queue."""
-    shell.must("touch", launch.folder / "stopped")
+    shell.must("touch", launch.stopped)
     running = job_state(launch, shell) == "RUNNING" or shell.dry_run
     return shell.run("scancel", *(["--signal=TERM"] if running else []), launch.job)

@@ -21,7 +21,6 @@ RUNTIMES = {
 GONE = {"PREEMPTED", "TERMINATED", "STOPPED", "FAILED", "HIDDEN", "UNKNOWN"}
 POLL = 30.0
 UNREACHABLE, TRIES = 255, 5  # the exit code of ssh itself
-STOPPED = "stopped"  # a file of the launch's folder
 WORKER = Path("gptjax/launching/worker.sh")
 
 
@@ -54,7 +53,9 @@ class Slice:
             state = ""
         if not state:
             self.shell.must(*self._creation())
-        while not self.shell.dry_run and (state := self.state()) != "READY" and not was_stopped(self.launch):
+        while (
+            not self.shell.dry_run and (state := self.state()) != "READY" and not self.launch.stopped.exists()
+        ):
             if state in GONE:
                 raise LaunchError(f"the slice {self.launch.name} is {state}: look at it in the cloud console")
             self.shell.wait(POLL)
@@ -107,7 +108,7 @@ def start(launch: Launch, shell: Shell) -> int:
         place = Slice(launch, shell)
         words = in_environment(launch, "tpu", GPTJAX_DISTRIBUTED="1")
         shell.write(launch.folder / "command.sh", f"exec {shlex.join(words)}\n")
-        (launch.folder / STOPPED).unlink(missing_ok=True)
+        launch.stopped.unlink(missing_ok=True)
         try:
             code = run_attempts(place)
         except LaunchError:
@@ -124,25 +125,19 @@ def run_attempts(place: Slice) -> int:
         if attempt:
             print(f"launch: {launch.name} is started again, attempt {attempt + 1}", flush=True)
         code, stopped = run_once(place)
-        if place.shell.dry_run or stopped or was_stopped(launch) or code != RESUBMIT:
+        # Hosts that are gone cannot say that a person has stopped the run.
+        if place.shell.dry_run or stopped or launch.stopped.exists() or code != RESUBMIT:
             break
     return code
 
 
-def was_stopped(launch: Launch) -> bool:
-    """Whether a person has stopped the launch; the hosts may be gone that would say so."""
-    return (launch.folder / STOPPED).exists()
-
-
 def part_with(place: Slice, delete: bool) -> None:
     """Gives the slice back, or says that it stays; a person who stopped the launch has been told."""
+    launch = place.launch
     if delete:
         place.delete()
-    elif not place.shell.dry_run and not was_stopped(place.launch):
-        print(
-            f"launch: the slice {place.launch.name} stays and costs money: {deletion(place.launch)}",
-            flush=True,
-        )
+    elif not place.shell.dry_run and not launch.stopped.exists():
+        print(f"launch: the slice {launch.name} stays and costs money: {deletion(launch)}", flush=True)
 
 
 def deletion(launch: Launch) -> str:
@@ -154,8 +149,6 @@ def run_once(place: Slice) -> tuple[int, bool]:
     """One attempt, from making the slice ready to the end; (exit code, whether a person stopped it)."""
     launch, shell = place.launch, place.shell
     place.make_ready()
-    if was_stopped(launch):
-        return RESUBMIT, True
     shipped = [launch.folder / "code.tar.gz", launch.folder / "command.sh", WORKER]
     there = f"{launch.name}:launches/{launch.name}/"
     steps = (
@@ -165,7 +158,7 @@ def run_once(place: Slice) -> tuple[int, bool]:
         place.ssh("bash worker.sh start"),
     )
     for words in steps:
-        if was_stopped(launch):
+        if launch.stopped.exists():
             return RESUBMIT, True
         code = shell.run(*words)
         for _ in range(TRIES):
@@ -222,7 +215,7 @@ def stop(launch: Launch, shell: Shell, delete: bool = False) -> int:
     place = Slice(launch, shell)
     # Hosts that are deleted cannot tell the launcher, which would make a new slice and start the run again.
     if not shell.dry_run:
-        (launch.folder / STOPPED).touch()
+        launch.stopped.touch()
     code = shell.run(*place.ssh("bash worker.sh stop"))
     if not delete:
         print(f"launch: the slice {launch.name} stays and costs money: {deletion(launch)}")

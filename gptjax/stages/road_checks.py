@@ -92,11 +92,11 @@ def check_sources(config, stages: Collection[str] = STAGES) -> None:
                     raise DataError(f"{stage}: {unknown_source(path, bundled)}")
                 source_files(path, suffixes)
     if "finetune" in stages and config.pretrain.tokenizer:
-        check_can_chat(config.pretrain.tokenizer)
+        check_frames(config.pretrain.tokenizer)
     read_rows(config, stages)
 
 
-def check_can_chat(tokenizer: str) -> None:
+def check_frames(tokenizer: str) -> None:
     """Refuses a tokenizer without pieces that frame messages, of which fine-tuning makes dialogues.
 
     Raises:
@@ -116,8 +116,8 @@ def read_rows(config, stages: Collection[str]) -> None:
         DataError: too many rows are bad.
     """
     dialogues = {"finetune": config.finetune.dialogues, "ppo": [config.ppo.prompts, *config.ppo.dialogues]}
-    for stage in stages:
-        for source in filter(is_path, dialogues.get(stage, ())):
-            chat.read_dialogues(source)
+    sources = dict.fromkeys(source for stage in stages for source in dialogues.get(stage, ()))
+    for source in filter(is_path, sources):
+        chat.read_dialogues(source)
     if "reward" in stages and is_path(config.reward.source):
         read_preferences(config.reward.source, BadRows())
